@@ -24,7 +24,7 @@ class Parametrization:
     base_d_model: int = 64
     base_n_layers: int = 4
     residual_exponent: float = 1.0
-    embed_std: float = 1.0
+    embed_std: float = 0.02  # of embedding and unembedding entries
     init_gain: float = 1.0  # multiplies the standard deviation gain / sqrt(fan_in) of every block matrix
 
     def width_ratio(self, d_model: int) -> float:
@@ -59,7 +59,9 @@ class Shape:
     residual: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matrix products; parameters stay f32
+    dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of activations and matrix products; parameters stay f32
+    )
     remat: bool = False  # recompute a block's activations in the backward pass
     parametrization: Parametrization = Parametrization()
 
@@ -70,9 +72,7 @@ class Shape:
         if self.head_dim % 2:
             raise ValueError(f"shape.head_dim = {self.head_dim}: must be even (RoPE rotates pairs)")
         if self.n_heads % self.kv_heads:
-            raise ValueError(
-                f"shape.n_kv_heads = {self.n_kv_heads}: must divide n_heads = {self.n_heads}"
-            )
+            raise ValueError(f"shape.n_kv_heads = {self.n_kv_heads}: must divide n_heads = {self.n_heads}")
 
     @property
     def kv_heads(self) -> int:
@@ -80,8 +80,8 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Short label, unique within a family: width and depth."""
-        return f"d{self.d_model}-L{self.n_layers}"
+        """Short label, unique within a family: d_model, n_layers, d_ff (budgets of one series may share two)."""
+        return f"d{self.d_model}-L{self.n_layers}-f{self.d_ff}"
 
     @property
     def aspect_ratio(self) -> float:
@@ -113,7 +113,7 @@ class Shape:
         return std
 
     def param_counts(self) -> dict[str, int]:
-        """Exact parameter counts: `blocks` (matrices), `norms`, `embed`, `unembed`; `non_embedding`, `total`."""
+        """Exact counts: `blocks` (matrices), `norms`, `embed`, `unembed`; `non_embedding`, `total`."""
         per_norm = {"rmsnorm": 1, "layernorm": 2, "none": 0}[self.norm] * self.d_model
         norms = (2 * self.n_layers + 1) * per_norm + self.n_layers * self.qk_norm * 2 * self.head_dim
         blocks = self.n_layers * sum(i * o for i, o in self.matrices.values())

@@ -1,0 +1,29 @@
+"""Score -> rank -> mask, shared by every pruner.  Ranks, not thresholds: a constant score still gives the exact
+count, ties go to the lower index, and masks of growing severity are nested because ranks do not move."""
+
+import jax.numpy as jnp
+from jax import Array
+
+GRID = 10_000  # severities act on this grid: f32 floor(n * s) is off by one in 1 % of cases
+
+
+def count(n: int | Array, severity: Array) -> Array:
+    """floor(n * round(1e4 s) / 1e4), exact in int32 for any n below 2^31: how many of n are removed."""
+    q = jnp.rint(jnp.clip(severity, 0.0, 1.0) * GRID).astype(jnp.int32)
+    n = jnp.asarray(n, jnp.int32)
+    return (n // GRID) * q + (n % GRID) * q // GRID
+
+
+def ranks(score: Array, in_scope: Array, axis: int = -1) -> Array:
+    """int32 position of each entry in ascending order of score along an axis: rank 0 is removed first.
+
+    Entries outside the scope rank behind all others, so counts taken in the scope never reach them.
+    """
+    score = jnp.where(in_scope, score, jnp.inf)
+    order = jnp.argsort(score, axis=axis, stable=True)
+    return jnp.argsort(order, axis=axis, stable=True).astype(jnp.int32)
+
+
+def keep(rank: Array, n: int | Array, severity: Array) -> Array:
+    """bool, True = kept: all but the count(n, severity) lowest ranks.  n broadcasts against rank."""
+    return rank >= count(n, severity)

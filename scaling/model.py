@@ -1,0 +1,268 @@
+"""The transformer: the only file that knows the module library (Flax Linen).
+
+Everyone else sees pure functions over a nested dict of arrays:
+`init_params`, `embed`, `block`, `unembed`, `apply`, `nll`.  Parameters are f32; activations and matrix
+products run in `shape.dtype`; softmax, norms and the loss run in f32.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from wane.scaling.edit import SITES, Edit, Params, merge
+from wane.scaling.quantize import fake_quantize_activation
+from wane.scaling.shape import Shape
+
+Inner = dict[str, Array]
+Cache = dict[str, Array]
+
+
+class Output(NamedTuple):
+    """x_BSD: residual stream after the last block, before the final norm.  inner: every block's
+    intermediates, stacked [L, ...]; None where only the last layers ran."""
+
+    x_BSD: Array
+    inner: Inner | None
+
+
+def normalize(x: Array, scale: Array | None, bias: Array | None, eps: float) -> Array:
+    """RMSNorm (Zhang & Sennrich 2019); LayerNorm where there is a bias; identity where there is no scale."""
+    if scale is None:
+        return x
+    x32 = x.astype(jnp.float32)
+    if bias is not None:
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    y = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def rotate(x_BSHK: Array, positions_S: Array, theta: float) -> Array:
+    """Rotary position embedding (Su et al. 2021), halves rotated against each other as in Llama."""
+    half = x_BSHK.shape[-1] // 2
+    angle = positions_S[:, None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
+    a, b = jnp.split(x_BSHK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BSHK.dtype)
+
+
+def attend(q_BSHK: Array, k_BCGK: Array, v_BCGK: Array, positions_S: Array) -> tuple[Array, Array]:
+    """Causal softmax attention; C keys, G key-value heads each serving H / G query heads.
+
+    Returns the heads' outputs [B, S, H, K] and the attention map [B, H, S, C] in f32.
+    """
+    repeats = q_BSHK.shape[2] // k_BCGK.shape[2]
+    k, v = (jnp.repeat(t, repeats, axis=2) if repeats > 1 else t for t in (k_BCGK, v_BCGK))
+    scores = jnp.einsum("bshk,bchk->bhsc", q_BSHK, k, preferred_element_type=jnp.float32)
+    causal_SC = jnp.arange(k.shape[1]) <= positions_S[:, None]
+    scores = jnp.where(causal_SC, scores * q_BSHK.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    map_BHSC = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum("bhsc,bchk->bshk", map_BHSC.astype(v.dtype), v), map_BHSC
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then MLP, each on a norm of the residual stream."""
+
+    shape: Shape
+
+    def setup(self):
+        shape = self.shape
+        for name, (fan_in, fan_out) in shape.matrices.items():
+            setattr(
+                self, name, self.param(name, nn.initializers.normal(shape.init_std(name)), (fan_in, fan_out))
+            )
+        for name in ("attn_norm", "mlp_norm"):
+            setattr(self, name, norm_params(self, name, shape))
+        if shape.qk_norm:
+            ones = nn.initializers.ones
+            self.q_norm = self.param("q_norm_scale", ones, (shape.head_dim,))
+            self.k_norm = self.param("k_norm_scale", ones, (shape.head_dim,))
+
+    def __call__(self, x_BSD: Array, edit: Edit, cache: Cache | None) -> tuple[Array, Inner, Cache | None]:
+        inner: Inner = {"block_in": x_BSD}
+
+        def attention(x):
+            return self.attention(x, edit, cache, inner)
+
+        x_BSD, cache = self.sublayer(x_BSD, self.attn_norm, attention, edit.attn_L)
+        x_BSD, _ = self.sublayer(x_BSD, self.mlp_norm, lambda x: (self.mlp(x, edit, inner), None), edit.mlp_L)
+        return x_BSD, inner, cache
+
+    def sublayer(self, x_BSD, norm, f, gate):
+        """Residual connection with norm before (default) or after; gate 0 leaves x_BSD as it was."""
+        shape = self.shape
+        before = shape.norm_position == "before"
+        y, aux = f(normalize(x_BSD, *norm, shape.norm_eps) if before else x_BSD)
+        if shape.residual:
+            y = y * jnp.asarray(shape.residual_scale, y.dtype)
+            y = x_BSD + (y if gate is None else y * gate.astype(y.dtype))
+        if not before:
+            y = normalize(y, *norm, shape.norm_eps)
+        if gate is not None and not (before and shape.residual):
+            y = jnp.where(gate == 0, x_BSD, y)
+        return y, aux
+
+    def attention(self, x_BSD, edit, cache, inner):
+        shape = self.shape
+        B, S, _ = x_BSD.shape
+        x_BSD = self.enter("attn_in", x_BSD, edit, inner)
+        q, k, v = (
+            self.product(name, x_BSD, edit).reshape(B, S, -1, shape.head_dim) for name in ("q", "k", "v")
+        )
+        if shape.qk_norm:
+            q = normalize(q, self.q_norm, None, shape.norm_eps)
+            k = normalize(k, self.k_norm, None, shape.norm_eps)
+        start = 0 if cache is None else cache["length"]
+        positions_S = start + jnp.arange(S)
+        q, k = rotate(q, positions_S, shape.rope_theta), rotate(k, positions_S, shape.rope_theta)
+        inner |= {"q": q, "k": k, "v": v}
+        if cache is not None:
+            k = lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
+            v = lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
+            cache = {"k": k, "v": v, "length": start + S}
+        heads_BSHK, inner["attn_map"] = attend(q, k, v, positions_S)
+        if edit.head_LH is not None:
+            heads_BSHK = heads_BSHK * edit.head_LH[:, None].astype(heads_BSHK.dtype)
+        x = self.enter("o_in", heads_BSHK.reshape(B, S, -1), edit, inner)
+        inner["attn_out"] = self.product("o", x, edit)
+        return inner["attn_out"], cache
+
+    def mlp(self, x_BSD, edit, inner):
+        x_BSD = self.enter("mlp_in", x_BSD, edit, inner)
+        h_BSF = self.product("up", x_BSD, edit)
+        if self.shape.activation == "swiglu":
+            h_BSF = nn.silu(self.product("gate", x_BSD, edit)) * h_BSF
+        else:
+            h_BSF = nn.gelu(h_BSF)
+        if edit.neuron_LF is not None:
+            h_BSF = h_BSF * edit.neuron_LF.astype(h_BSF.dtype)
+        inner["mlp_out"] = self.product("down", self.enter("down_in", h_BSF, edit, inner), edit)
+        return inner["mlp_out"]
+
+    def enter(self, site, x, edit, inner):
+        """The input of a site's matrices as they see it: recorded, and rounded where the edit says so."""
+        if edit.activation_bits is not None and site in edit.activation_bits:
+            absmax = None if edit.activation_absmax is None else edit.activation_absmax[site]
+            x = fake_quantize_activation(x, edit.activation_bits[site], absmax)
+        inner[site] = x
+        return x
+
+    def product(self, name, x, edit):
+        y = x @ getattr(self, name).astype(x.dtype)
+        if edit.bias is not None and name in edit.bias:
+            y = y + edit.bias[name].astype(y.dtype)
+        return y
+
+
+def norm_params(module: nn.Module, name: str, shape: Shape) -> tuple[Any, Any]:
+    """(scale, bias) of a norm over d_model: RMSNorm has no bias, norm "none" has neither."""
+    if shape.norm == "none":
+        return None, None
+    scale = module.param(f"{name}_scale", nn.initializers.ones, (shape.d_model,))
+    if shape.norm == "rmsnorm":
+        return scale, None
+    return scale, module.param(f"{name}_bias", nn.initializers.zeros, (shape.d_model,))
+
+
+def init_params(key: Array, shape: Shape) -> Params:
+    """f32 parameters: embed [V, D], blocks (leaves [L, ...]), final_norm, and unembed [D, V] unless tied."""
+    embed_key, block_key, unembed_key = jax.random.split(key, 3)
+    x = jnp.zeros((1, 1, shape.d_model), shape.dtype)
+    std, size = shape.parametrization.embed_std, (shape.vocab, shape.d_model)
+    layers = jax.vmap(lambda k: Block(shape).init(k, x, Edit(), None)["params"])
+    params = {
+        "embed": std * jax.random.normal(embed_key, size),
+        "blocks": layers(jax.random.split(block_key, shape.n_layers)),
+    }
+    if shape.norm != "none":
+        params["final_norm"] = {"scale": jnp.ones(shape.d_model)}
+    if shape.norm == "layernorm":
+        params["final_norm"]["bias"] = jnp.zeros(shape.d_model)
+    if not shape.tied_embeddings:
+        params["unembed"] = std * jax.random.normal(unembed_key, size[::-1])
+    return params
+
+
+def embed(params: Params, tokens_BS: Array, shape: Shape) -> Array:
+    """Residual stream before the first block, [B, S, D] in shape.dtype."""
+    return params["embed"][tokens_BS].astype(shape.dtype)
+
+
+def block(
+    params_l: Params, x_BSD: Array, shape: Shape, edit_l: Edit | None = None, cache_l: Cache | None = None
+) -> tuple[Array, Inner, Cache | None]:
+    """One block.  params_l and edit_l are one layer's slices.  Returns (x_BSD, inner, cache_l).
+
+    inner holds every intermediate, the residual stream that enters (block_in) and the input of each matrix
+    (attn_in, o_in, mlp_in, down_in) included; what is ignored of it XLA removes.  cache_l: keys and values
+    [B, C, G, K] so far and their `length`; None = no cache.
+    """
+    return Block(shape).apply({"params": params_l}, x_BSD, edit_l or Edit(), cache_l)
+
+
+def unembed(params: Params, x_BSD: Array, shape: Shape) -> Array:
+    """Logits [B, S, V] in f32: final norm, unembedding (the embedding transposed when tied), logit scale."""
+    norm = params.get("final_norm", {})
+    x = normalize(x_BSD, norm.get("scale"), norm.get("bias"), shape.norm_eps)
+    w_DV = params["embed"].T if shape.tied_embeddings else params["unembed"]
+    logits = jnp.matmul(x, w_DV.astype(x.dtype), preferred_element_type=jnp.float32)
+    return logits * shape.logit_scale
+
+
+def apply(
+    params: Params,
+    tokens_BS: Array,
+    shape: Shape,
+    edit: Edit | None = None,
+    start: tuple[Array, Array] | None = None,
+) -> Output:
+    """Residual stream after all blocks, under an edit.
+
+    start = (layer, x_BSD), both traced: x_BSD is the residual stream before block `layer` (inner["block_in"]
+    of a full forward), and only the blocks from there on run; tokens_BS is then not read.  Same bits as the
+    full forward.
+    """
+    params, edit = merge(params, edit), edit or Edit()
+    layers = (params["blocks"], edit.per_layer())
+
+    def body(x_BSD, layer):
+        x_BSD, inner, _ = block(layer[0], x_BSD, shape, layer[1])
+        return x_BSD, inner
+
+    if start is not None:
+        first, x_BSD = start
+
+        def step(l, x):
+            return body(x, jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, l, keepdims=False), layers))[0]
+
+        return Output(lax.fori_loop(first, shape.n_layers, step, x_BSD), None)
+    if shape.remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+    return Output(*lax.scan(body, embed(params, tokens_BS, shape), layers))
+
+
+def nll(params: Params, x_BSD: Array, tokens_BT: Array, shape: Shape) -> Array:
+    """Negative log-likelihood in nats of each next token, [B, S] in f32; tokens_BT has T = S + 1 tokens and
+    x_BSD is the residual stream of the first S."""
+    logits_BSV = unembed(params, x_BSD, shape)
+    return nll_of_logits(logits_BSV, tokens_BT[:, 1:])
+
+
+def nll_of_logits(logits_BSV: Array, targets_BS: Array) -> Array:
+    """-log softmax(logits)[target], [B, S]."""
+    chosen = jnp.take_along_axis(logits_BSV, targets_BS[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BSV, axis=-1) - chosen
+
+
+def init_cache(batch: int, length: int, shape: Shape) -> Cache:
+    """An empty key-value cache of one layer for `length` positions."""
+    size = (batch, length, shape.kv_heads, shape.head_dim)
+    return {"k": jnp.zeros(size, shape.dtype), "v": jnp.zeros(size, shape.dtype), "length": jnp.int32(0)}
+
+
+__all__ = [
+    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply", "attend", "block", "embed", "init_cache",
+    "init_params", "merge", "nll", "nll_of_logits", "normalize", "rotate", "unembed",
+]  # fmt: skip

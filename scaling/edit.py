@@ -22,7 +22,8 @@ class Edit:
     attn_L, mlp_L: multipliers of the sublayers' outputs; 0 makes the sublayer (its norm too) the identity.
     activation_bits: site (a key of SITES) -> [L], bits of the inputs of that site's matrices.
     activation_absmax: site -> [L], calibrated range for one scale per tensor; None: one scale per token.
-    weight_bits: what `params` were rounded to; does not act, is read by `hold` and by the cost.
+    weight_bits: matrix name -> bits that `params` were rounded to, broadcastable to [L, I, O], 16 where a weight
+    is untouched; does not act, is read by `hold` and by the cost.
     """
 
     params: Params | None = None
@@ -33,7 +34,7 @@ class Edit:
     mlp_L: Array | None = None
     activation_bits: dict[str, Array] | None = None
     activation_absmax: dict[str, Array] | None = None
-    weight_bits: Array | None = None
+    weight_bits: dict[str, Array] | None = None
 
     def per_layer(self) -> "Edit":
         """The part that acts inside a block: what a scan over layers slices."""

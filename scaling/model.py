@@ -95,9 +95,10 @@ class Block(nn.Module):
         shape = self.shape
         before = shape.norm_position == "before"
         y, aux = f(normalize(x_BSD, *norm, shape.norm_eps) if before else x_BSD)
+        if gate is not None:
+            y = y * gate.astype(y.dtype)
         if shape.residual:
-            y = y * jnp.asarray(shape.residual_scale, y.dtype)
-            y = x_BSD + (y if gate is None else y * gate.astype(y.dtype))
+            y = x_BSD + y * jnp.asarray(shape.residual_scale, y.dtype)
         if not before:
             y = normalize(y, *norm, shape.norm_eps)
         if gate is not None and not (before and shape.residual):
@@ -116,7 +117,8 @@ class Block(nn.Module):
             k = normalize(k, self.k_norm, None, shape.norm_eps)
         start = 0 if cache is None else cache["length"]
         positions_S = start + jnp.arange(S)
-        q, k = rotate(q, positions_S, shape.rope_theta), rotate(k, positions_S, shape.rope_theta)
+        if shape.rope_theta is not None:
+            q, k = rotate(q, positions_S, shape.rope_theta), rotate(k, positions_S, shape.rope_theta)
         inner |= {"q": q, "k": k, "v": v}
         if cache is not None:
             k = lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
@@ -135,7 +137,7 @@ class Block(nn.Module):
         if self.shape.activation == "swiglu":
             h_BSF = nn.silu(self.product("gate", x_BSD, edit)) * h_BSF
         else:
-            h_BSF = nn.gelu(h_BSF)
+            h_BSF = nn.gelu(h_BSF, approximate=True)  # the tanh form, as in GPT-2
         if edit.neuron_LF is not None:
             h_BSF = h_BSF * edit.neuron_LF.astype(h_BSF.dtype)
         inner["mlp_out"] = self.product("down", self.enter("down_in", h_BSF, edit, inner), edit)

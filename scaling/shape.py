@@ -57,7 +57,9 @@ class Shape:
     qk_norm: bool = False
     tied_embeddings: bool = False
     residual: bool = True
-    rope_theta: float = 10_000.0
+    rope_theta: float | None = (
+        10_000.0  # None: no positional encoding, order comes from the causal mask alone
+    )
     norm_eps: float = 1e-5
     dtype: Literal["float32", "bfloat16"] = (
         "float32"  # of activations and matrix products; parameters stay f32
@@ -69,9 +71,9 @@ class Shape:
         for field in ("d_model", "n_layers", "n_heads", "head_dim", "d_ff", "vocab", "context"):
             if getattr(self, field) < 1:
                 raise ValueError(f"shape.{field} = {getattr(self, field)}: must be at least 1")
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.rope_theta is not None:
             raise ValueError(f"shape.head_dim = {self.head_dim}: must be even (RoPE rotates pairs)")
-        if self.n_heads % self.kv_heads:
+        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(f"shape.n_kv_heads = {self.n_kv_heads}: must divide n_heads = {self.n_heads}")
 
     @property

@@ -8,12 +8,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from wane.scaling.edit import Edit, Params
+from wane.scaling.quantize import TERNARY_BITS
 from wane.scaling.shape import Shape
 
 Unit = Literal["fraction", "bits", "sigma"]
@@ -41,6 +41,11 @@ class Scope:
             )
         if self.head is not None and not 0 <= self.head < shape.n_heads:
             raise ValueError(f"scope.head = {self.head}: must be in 0 .. {shape.n_heads - 1}")
+        if self.head is not None and self.matrices is not None and not set(self.matrices) & set("qkvo"):
+            raise ValueError(
+                f"scope.matrices = {self.matrices}: no head has a part in them; with scope.head = {self.head} "
+                "name some of q, k, v, o"
+            )
         unknown = set(self.matrices or ()) - set(shape.matrices)
         if unknown or self.matrices == ():
             names = ", ".join(shape.matrices)
@@ -81,8 +86,14 @@ class Scope:
         return ", ".join(parts) or "all"
 
 
+EVERYTHING = Scope()
+
+
 class Where(NamedTuple):
-    """Traced selector inside the scope: which layers and heads this point degrades (True = degraded)."""
+    """Traced selector inside the scope: which layers and heads this point degrades (True = degraded).
+
+    layer_L decides over everything that belongs to no head: MLPs, neurons, whole sublayers, activations.
+    """
 
     layer_L: Array
     head_LH: Array
@@ -97,10 +108,11 @@ class Where(NamedTuple):
 
     @staticmethod
     def only(shape: Shape, layer: int, head: int | None = None) -> "Where":
-        """One layer, or one head of one layer."""
+        """One layer, or one head of one layer and nothing of its MLP."""
         layer_L = np.arange(shape.n_layers) == layer
-        heads = np.ones(shape.n_heads, bool) if head is None else np.arange(shape.n_heads) == head
-        return Where(layer_L, layer_L[:, None] & heads)
+        if head is None:
+            return Where(layer_L, np.repeat(layer_L[:, None], shape.n_heads, axis=1))
+        return Where(np.zeros_like(layer_L), layer_L[:, None] & (np.arange(shape.n_heads) == head))
 
     def entries(self, matrix: str, shape: Shape) -> Array:
         """bool, broadcastable to [L, I, O]: the entries of one matrix that belong to the selected heads (for
@@ -143,9 +155,9 @@ class Promises:
     straight_through: bool = True
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Degradation:
-    """One method on one scope of one shape.
+    """One method on one scope of one shape.  Hashes by identity: a static argument of jitted code.
 
     fit(params, calibration_NT, key) -> fitted: no severity; a random method draws its ranks here, one fitted
     state per draw.  apply(params, fitted, severity, where, key) -> Edit: pure, everything traced.
@@ -170,7 +182,20 @@ class Degradation:
 
 
 def severity_of(setting: float, unit: Unit) -> float:
-    """The severity, 0 = identity and growing with harm, of what a user asked for: bits count down from 16."""
+    """The severity, 0 = identity and growing with harm, of what a user asked for: bits count down from 16.
+
+    Raises ValueError when the unit does not allow the setting.
+    """
+    allowed, right = {
+        "fraction": ("a number from 0 to 1", 0 <= setting <= 1),
+        "bits": (
+            "16 (untouched), a whole number from 2 to 15, or 1.585 (ternary)",
+            setting == TERNARY_BITS or (setting in range(2, 17)),
+        ),
+        "sigma": ("0 or a positive number", 0 <= setting < float("inf")),
+    }[unit]
+    if not right:
+        raise ValueError(f"severity = {setting} {unit}: must be {allowed}")
     return 1.0 - setting / 16.0 if unit == "bits" else float(setting)
 
 
@@ -186,8 +211,3 @@ BITS = (16.0, 8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 def no_fit(params: Params, calibration_NT: Array, key: Array) -> tuple:
     """The fitted state of a method that has nothing to learn."""
     return ()
-
-
-def tree_where(where: Any, new: dict[str, Array], old: dict[str, Array]) -> dict[str, Array]:
-    """matrix name -> jnp.where over two dicts of matrices with the same names."""
-    return jax.tree.map(jnp.where, where, new, {name: old[name] for name in new})

@@ -1,0 +1,40 @@
+"""Quickstart: three shapes of one size, two seeds, eight ways of taking things away.
+
+    wane run quickstart
+
+Measures how loss grows when weights, neurons, heads and layers are removed or rounded, in three transformers
+of 92 thousand non-embedding parameters that differ in width and depth only.  Everything is generated on the
+fly: no network, no data file.
+
+Six members of this size cannot show what width does to robustness: two seeds give no interval worth the name,
+most tasks are below the competence gate, and the shapes differ in loss before anything is taken.  What the
+pictures show is the apparatus: curves, bands, x-axes, gate.
+
+Cost: see the README's table of measurements.  Expect a loss of about 3 nats/token for every member.
+"""
+
+from wane.eval.study import Degrade, Evaluation, Study
+from wane.scaling.family import exact_ladder
+from wane.train.data import Data
+from wane.train.config import Train
+
+STUDY = Study(
+    name="quickstart",
+    note="Three shapes matched in non-embedding parameters, wide to deep, two seeds each.",
+    family=exact_ladder(96, depths=(1, 4, 9), head_dim=16),
+    data=Data(sources="graded", context=128, facts=64),
+    train=Train(tokens=400_000, tokens_per_param=None, batch_size=16),
+    seeds=(0, 1),
+    degradations=(
+        Degrade(method="random_weights", draws=2),
+        Degrade(method="magnitude_weights"),
+        Degrade(method="random_neurons", draws=2),
+        Degrade(method="random_heads", draws=2),
+        Degrade(method="remove_layers", settings={"order": "random"}, draws=2),
+        Degrade(method="rtn"),
+        Degrade(method="activations"),
+        Degrade(method="gaussian_noise", settings={"match": "rtn"}),
+        Degrade(method="random_weights", severities=(0.3, 0.6), each="layer"),
+    ),
+    evaluation=Evaluation(sequences=8),
+)

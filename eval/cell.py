@@ -1,0 +1,263 @@
+"""One sweep cell: one degradation over one member at one training step, from parameters to rows."""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wane.eval.measure import METRICS
+from wane.eval.study import Degrade, Evaluation
+from wane.eval.sweep import Batches, Engine, Point, engine, entering, undegraded
+from wane.scaling.config import canonical
+from wane.scaling.degrade.contract import Where, severity_of
+from wane.scaling.edit import Params
+from wane.scaling.identity import VERSIONS, array_digest
+from wane.scaling.shape import Shape
+from wane.train.data import EvalSet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member:
+    """A trained model as a sweep sees it.  pruned, method, settings, severity: the mask that it was trained
+    under, or "never" and nothing."""
+
+    id: str
+    study: str
+    arm: str
+    shape: Shape
+    init_seed: int
+    data_seed: int
+    step: int
+    tokens: int
+    packing: int
+    checkpoint_digest: str
+    diverged: str | None = None  # reason
+    pruned: str = "never"
+    pruned_at_step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Splits:
+    """The sequences that every member of a study is measured and calibrated on."""
+
+    evaluation: EvalSet
+    calibration_NT: np.ndarray
+
+    @property
+    def calibration_digest(self) -> str:
+        return array_digest(self.calibration_NT)
+
+
+class Subject:
+    """A member on the device with the work that all its sweeps share: batches and one undegraded forward."""
+
+    def __init__(self, member: Member, params: Params, splits: Splits, evaluation: Evaluation):
+        self.member, self.params, self.splits, self.settings = member, params, splits, evaluation
+        self.batches = Batches.of(splits.evaluation, evaluation.batch)
+        self.full_x = undegraded(member.shape, evaluation.matmul_precision)(params, self.batches)
+        self.calibration = jnp.asarray(splits.calibration_NT)
+
+    def entering(self) -> jax.Array:
+        return entering(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)
+
+    def draw_key(self, degrade: Degrade, draw: int) -> jax.Array:
+        member = self.member
+        return draw_key(self.settings.draw_seed, member.init_seed, member.data_seed, degrade.method, draw)
+
+    def engine(self, degrade: Degrade, points: int) -> Engine:
+        shape = self.member.shape
+        return engine(
+            shape, degrade.built(shape), self.settings.metrics, self.settings.matmul_precision, points
+        )
+
+
+def sweep(
+    subject: Subject, degrade: Degrade, draws: range, cell_id: str, points: int, tick: Callable[[int], None]
+) -> tuple[list[dict], dict]:
+    """All rows of a cell, and its timings (seconds, executables), which stay out of the rows.
+
+    tick(n) is called after n more points.
+    """
+    programs = subject.engine(degrade, points)
+    method, grid = programs.degradation, degrade.grid(subject.member.shape)
+    severities = [severity for severity, _ in grid]
+    rows, clock = [], {"fit_seconds": 0.0, "sweep_seconds": 0.0}
+    blocks_in = subject.entering() if degrade.each != "whole" else None
+    for draw in draws:
+        key = subject.draw_key(degrade, draw)
+        started = time.perf_counter()
+        fitted = jax.block_until_ready(programs.fit(subject.params, subject.calibration, key))
+        clock["fit_seconds"] += time.perf_counter() - started
+        started = time.perf_counter()
+        for layer, head, where in selections(degrade, subject.member.shape):
+            below = None if layer is None else (jnp.int32(layer), blocks_in[layer])
+            swept = programs.sweep(
+                subject.params, fitted, severities, where, jax.random.fold_in(key, 1), subject.batches,
+                subject.full_x, below,
+            )  # fmt: skip
+            for (severity, setting), point in zip(grid, swept, strict=True):
+                about = {"severity": severity, "setting": setting, "setting_unit": method.unit}
+                about |= {"layer": layer, "head": head, "draw": draw}
+                about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
+                rows += point_rows(subject, degrade, about, point, cell_id, method.needs_calibration)
+                tick(1)
+        clock["sweep_seconds"] += time.perf_counter() - started
+    return rows, clock | {"executables": programs.compilations()}
+
+
+def draw_key(draw_seed: int, init_seed: int, data_seed: int, method: str, draw: int) -> jax.Array:
+    """Key of one draw: nested in the member (its seeds), different for every method, common to all
+    severities and scopes."""
+    path = zlib.crc32(method.encode()) & 0x7FFFFFFF
+    key = jax.random.key(draw_seed)
+    for number in (init_seed, data_seed, path, draw):
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+def selections(degrade: Degrade, shape: Shape) -> Iterator[tuple[int | None, int | None, Where]]:
+    """(layer, head, selector) of every unit that a cell degrades: all of the scope, or one at a time."""
+    if degrade.each == "whole":
+        yield None, None, Where.everywhere(shape)
+        return
+    for layer in np.flatnonzero(degrade.scope.layer_L(shape)).tolist():
+        if degrade.each == "layer":
+            yield layer, None, Where.only(shape, layer)
+            continue
+        for head in np.flatnonzero(degrade.scope.head_LH(shape)[layer]).tolist():
+            yield layer, head, Where.only(shape, layer, head)
+
+
+def point_rows(
+    subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str, calibrated: bool
+) -> list[dict]:
+    """The rows of one point: one per metric and task with a count."""
+    cost = {name: float(value) for name, value in point.cost._asdict().items()}
+    if not np.isfinite(cost["compression_ratio"]):  # nothing is left to store
+        cost["compression_ratio"] = None
+    identity = about["severity"] == 0.0
+    common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
+    common |= {"pruned": "never" if identity and subject.member.pruned == "never" else "after"}
+    common |= about | cost | degrade_columns(degrade)
+    common |= {"calibration_digest": subject.splits.calibration_digest if calibrated else None}
+    sums, counts = (np.asarray(a, np.float64) for a in (point.sums, point.counts))
+    return [
+        common | values
+        for name, sum_N, count_N in zip(subject.settings.metrics, sums, counts, strict=True)
+        for values in metric_rows(name, sum_N, count_N, subject.splits.evaluation)
+    ]
+
+
+def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
+    """Rows of a member that was trained under a mask, measured as it is: the mask's method and severity name
+    the point, so that pruning before, during and after training are curves of one table.
+
+    degrade: the mask's method with one severity.  What the trained weights were before is not defined, so the
+    weight error and the metrics that compare with the undegraded model are left out.
+    """
+    programs = subject.engine(degrade, 1)
+    (setting,) = degrade.severities
+    key = subject.draw_key(degrade, 0)
+    fitted = programs.fit(subject.params, subject.calibration, key)
+    where = Where.everywhere(subject.member.shape)
+    (point,) = programs.sweep(
+        subject.params, fitted, [0.0], where, key, subject.batches, subject.full_x
+    )  # severity 0: the parameters as they were trained
+    matrices = [leaf for leaf in subject.params["blocks"].values() if leaf.ndim == 3]
+    zeros = sum(int(jnp.sum(leaf == 0)) for leaf in matrices)
+    about = {
+        "severity": severity_of(setting, programs.degradation.unit), "setting": setting,
+        "setting_unit": programs.degradation.unit, "layer": None, "head": None, "draw": 0,
+        "draw_seed": subject.settings.draw_seed if programs.degradation.random else None,
+        "removed_fraction": zeros / sum(leaf.size for leaf in matrices), "relative_weight_error": None,
+        "bits_per_weight": None, "compression_ratio": None, "calibration_digest": None,
+    }  # fmt: skip
+    common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
+    return [
+        common | about | degrade_columns(degrade) | values
+        for name, sum_N, count_N in zip(
+            subject.settings.metrics, *(np.asarray(a, np.float64) for a in (point.sums, point.counts)), strict=True
+        )
+        if not METRICS[name].relative
+        for values in metric_rows(name, sum_N, count_N, subject.splits.evaluation)
+    ]
+
+
+def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: EvalSet) -> Iterator[dict]:
+    """Values of one metric on all sequences and on each task, summed in float64."""
+    metric, N = METRICS[name], len(evaluation.task_N)
+    groups: list[tuple[str, np.ndarray, Any]] = [("all", np.arange(N), None)]
+    if len(evaluation.tasks) > 1 or name == "accuracy":
+        groups += [(t.name, np.flatnonzero(evaluation.task_N == i), t) for i, t in enumerate(evaluation.tasks)]
+    for task, index, definition in groups:
+        s, c = sum_N[index], count_N[index]
+        if c.sum() == 0:
+            continue
+        value = metric.finish(s.sum() / c.sum())
+        finite = bool(np.isfinite(value))
+        graded = name == "accuracy" and definition is not None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            each = [float(v) for v in np.float32(s / c)] if name == "loss" and finite and (c > 0).all() else None
+        yield {
+            "task": task, "metric": name, "unit": metric.unit, "metric_version": metric.version,
+            "value": float(value) if finite else None, "count": int(c.sum()), "per_sequence": each,
+            "chance": definition.chance if graded else None, "ceiling": definition.ceiling if graded else None,
+            "status": "ok" if finite else "diverged",
+            "reason": None if finite else f"{name} is not finite under this degradation",
+        }  # fmt: skip
+
+
+def diverged_rows(
+    member: Member, degrade: Degrade, evaluation: Evaluation, splits: Splits, cell_id: str
+) -> list[dict]:
+    """What the table keeps of a member whose training diverged: its loss is null at every severity, with the
+    reason; nothing is computed."""
+    common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade)
+    empty = dict.fromkeys(
+        ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "layer", "head",
+         "draw_seed", "calibration_digest", "per_sequence", "chance", "ceiling", "value")
+    )  # fmt: skip
+    unit = degrade.built(member.shape).unit
+    return [
+        common
+        | empty
+        | {"severity": severity, "setting": setting, "setting_unit": unit, "draw": 0, "count": 0}
+        | {"pruned": "never" if severity == 0 else "after", "task": "all", "metric": "loss"}
+        | {"unit": METRICS["loss"].unit, "metric_version": METRICS["loss"].version}
+        | {"status": "diverged", "reason": member.diverged}
+        for severity, setting in degrade.grid(member.shape)
+    ]
+
+
+def degrade_columns(degrade: Degrade) -> dict:
+    """Columns that name the degradation; a sensitivity sweep is told by its layer and head columns."""
+    return {
+        "method": degrade.method,
+        "scope": str(degrade.scope),
+        "settings": canonical(degrade.settings),
+        "matrix": None,
+        "severity_2": None,
+    }
+
+
+def member_columns(member: Member, evaluation: Evaluation, splits: Splits, cell_id: str) -> dict:
+    """Columns that name the member, the evaluation and the code; common to all rows of a cell."""
+    shape, counts = member.shape, member.shape.param_counts()
+    return {
+        "study": member.study, "cell_id": cell_id, "member_id": member.id, "shape": shape.name,
+        "arm": member.arm, "d_model": shape.d_model, "n_layers": shape.n_layers, "n_heads": shape.n_heads,
+        "n_kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "d_ff": shape.d_ff, "vocab": shape.vocab,
+        "context": shape.context, "non_embedding_params": counts["non_embedding"],
+        "total_params": counts["total"], "init_seed": member.init_seed, "data_seed": member.data_seed,
+        "train_step": member.step, "train_tokens": member.tokens, "pruned": member.pruned,
+        "pruned_at_step": member.pruned_at_step, "checkpoint_digest": member.checkpoint_digest,
+        "evaluation_digest": splits.evaluation.digest,
+        "code_version": "-".join(f"{stage}{version}" for stage, version in VERSIONS.items()),
+        "jax_version": jax.__version__, "device_kind": jax.devices()[0].device_kind, "dtype": shape.dtype,
+        "matmul_precision": evaluation.matmul_precision, "packing": member.packing,
+    }  # fmt: skip

@@ -1,0 +1,230 @@
+"""A study as cells: the units of work and of resume, each named by the hash of everything that it depends on."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from wane.eval.cell import Splits
+from wane.eval.measure import METRICS
+from wane.eval.study import Degrade, FixedMask, Study
+from wane.scaling.config import to_json
+from wane.scaling.identity import VERSIONS, digest_of
+from wane.scaling.shape import Shape
+from wane.train.data import Data, Stream, open_data
+from wane.train.config import Train
+
+DRAWS_PER_CELL = 4  # a cell sweeps a block of draws: more draws are new cells, and a kill loses at most a block
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrainCell:
+    """Train one pack of members: one shape, one arm, several seeds as one program (one seed on CPU).
+
+    init_seeds and data_seeds are padded to the width of the pack by repeating the last; `real` of them count.
+    finished: the cell whose member gives the mask its scores or the weights, if any.
+    """
+
+    id: str
+    arm: str
+    shape: Shape
+    train: Train
+    data: Data
+    steps: int
+    keep_steps: tuple[int, ...]
+    init_seeds: tuple[int, ...]
+    data_seeds: tuple[int, ...]
+    real: int
+    mask: FixedMask | None = None
+    mask_setting: float | None = None
+    finished: "TrainCell | None" = None
+    stream: Stream
+
+    def member_id(self, replica: int) -> str:
+        """Names one trained model: shape, seeds and a hash; the cell's own when it holds one member."""
+        hashed = self.id if len(self.init_seeds) == 1 else digest_of([self.id, replica])
+        arm = f"{self.arm}-" if self.arm else ""
+        return f"{arm}{self.shape.name}-s{self.init_seeds[replica]}-{hashed[:10]}"
+
+    @property
+    def title(self) -> str:
+        arm = f"{self.arm} " if self.arm else ""
+        at = "" if self.mask_setting is None else f" {self.mask.method} {self.mask_setting:g}"
+        seeds = ",".join(map(str, self.init_seeds[: self.real]))
+        return f"train {arm}{self.shape.name}{at} seed {seeds}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SweepCell:
+    """Sweep one degradation over one member at one training step.  For a member that was trained under a mask,
+    `degrade` is the mask's method at its one severity and the member is measured as it is."""
+
+    id: str
+    trained: TrainCell
+    replica: int
+    step: int
+    degrade: Degrade
+    draws: range
+
+    @property
+    def title(self) -> str:
+        member = self.trained
+        where = "" if self.degrade.each == "whole" else f" per {self.degrade.each}"
+        at = "" if self.step == member.steps else f" step {self.step}"
+        arm = f"{member.arm} " if member.arm else ""
+        return f"sweep {arm}{member.shape.name} seed {member.init_seeds[self.replica]}{at} {self.degrade.method}{where}"
+
+    def points(self) -> int:
+        """Curve points that the cell computes."""
+        if self.trained.mask is not None:
+            return 1
+        shape, degrade = self.trained.shape, self.degrade
+        units = {
+            "whole": 1,
+            "layer": int(degrade.scope.layer_L(shape).sum()),
+            "head": int(degrade.scope.head_LH(shape).sum()),
+        }[degrade.each]
+        return len(self.draws) * units * len(degrade.grid(shape))
+
+
+Cell = TrainCell | SweepCell
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Cohort:
+    """Shapes of one arm and one budget: they train for the same steps on the same tokens in the same order."""
+
+    arm: str
+    study: Study  # with the arm's overrides applied
+    mask: FixedMask | None
+    shapes: tuple[Shape, ...]
+    steps: int
+    stream: Stream
+
+
+def cohorts(study: Study) -> list[Cohort]:
+    """Every arm and budget of a study, its data opened (read, tokenised, packed).
+
+    A budget in tokens per parameter counts the parameters of a cohort's first shape, so that all its shapes
+    see the same tokens.  Raises ValueError in one line for data that cannot be read or shapes that cannot be.
+    """
+    out = []
+    for arm, variant, mask in study.variants():
+        data, train = variant.data, variant.train
+        opened = open_data(data, steps=1, batch_size=train.batch_size)
+        for _, shapes in variant.family.groups(vocab=opened.vocab, context=data.context):
+            steps = train.steps(shapes[0], data.context)
+            stream = dataclasses.replace(opened, steps=steps)
+            if data.unique_fraction < 1:  # then the stream depends on its length
+                stream = open_data(data, steps=steps, batch_size=train.batch_size)
+            out.append(
+                Cohort(arm=arm, study=variant, mask=mask, shapes=shapes, steps=steps, stream=stream)
+            )
+    return out
+
+
+def splits(study: Study, stream: Stream) -> Splits:
+    """The evaluation and calibration sequences of a study: those of its primary arm."""
+    settings = study.evaluation
+    return Splits(
+        evaluation=stream.evaluation(settings.sequences, settings.seed),
+        calibration_NT=stream.calibration(settings.calibration_sequences, settings.seed),
+    )
+
+
+def cells(study: Study, cohorts: Sequence[Cohort], splits: Splits, packs: Sequence[Sequence[int]], width: int) -> list[Cell]:
+    """Every cell of a study in the order in which they run: a member, then its sweeps.
+
+    packs: seeds of every pack, from `pack_seeds`, each filled to `width`.
+    """
+    out: list[Cell] = []
+    primary: dict[tuple, TrainCell] = {}
+    for cohort in cohorts:
+        for shape in cohort.shapes:
+            for pack in packs:
+                for setting in cohort.mask.severities if cohort.mask else (None,):
+                    source = primary.get((shape, cohort.steps, tuple(pack)))
+                    cell = _train_cell(cohort, shape, pack, width, setting, source, splits)
+                    if not cohort.arm:
+                        primary[shape, cohort.steps, tuple(pack)] = cell
+                    out.append(cell)
+                    out += _sweeps(study, cell, splits)
+    return out
+
+
+def pack_seeds(seeds: Sequence[int], width: int, known: Sequence[Sequence[int]] = ()) -> list[list[int]]:
+    """Seeds in packs of a fixed width: packs that exist stay as they are, new seeds open new packs."""
+    packs = [list(pack) for pack in known if set(pack) <= set(seeds)]
+    new = [seed for seed in seeds if not any(seed in pack for pack in packs)]
+    return packs + [new[i : i + width] for i in range(0, len(new), width)]
+
+
+def _train_cell(
+    cohort: Cohort, shape: Shape, pack, width: int, setting: float | None, source: TrainCell | None, splits: Splits
+) -> TrainCell:  # fmt: skip
+    study, mask, steps = cohort.study, cohort.mask, cohort.steps
+    padded = tuple(pack) + (pack[-1],) * (width - len(pack))
+    pairs = dict(zip(study.seeds, study.data_seeds or study.seeds, strict=True))
+    needs = source if mask and (mask.scores == "finished" or mask.weights != "current") else None
+    if mask and needs is None and (mask.scores == "finished" or mask.weights != "current"):
+        raise ValueError(f"arms.{cohort.arm}: takes a finished member, but its overrides change the shape or length")
+    fields = {
+        "shape": shape, "train": study.train, "data": study.data, "steps": steps,
+        "keep_steps": _kept(study, steps), "init_seeds": padded, "data_seeds": tuple(pairs[s] for s in padded),
+        "real": len(pack), "mask": mask, "mask_setting": setting,
+    }  # fmt: skip
+    hashed = to_json(fields) | {
+        "arm": cohort.arm,
+        "stream": cohort.stream.digest,
+        "needs": needs.id if needs else None,
+        "calibration": splits.calibration_digest if mask else None,
+        "draw_seed": study.evaluation.draw_seed if mask else None,
+        "versions": [VERSIONS["data"], VERSIONS["train"], VERSIONS["method"] if mask else 0],
+    }
+    return TrainCell(id=digest_of(hashed), arm=cohort.arm, finished=needs, stream=cohort.stream, **fields)
+
+
+def _kept(study: Study, steps: int) -> tuple[int, ...]:
+    """Steps whose checkpoints stay: where a sweep or a rewinding arm starts, and the last."""
+    for step in study.sweep_steps:
+        if not 0 <= step <= steps:
+            raise ValueError(f"sweep_steps = {step}: training has {steps} steps; must be from 0 to {steps}")
+    rewinds = {mask_step(arm.mask, steps) for arm in study.arms if arm.mask and arm.mask.weights == "rewound"}
+    return tuple(sorted({*study.sweep_steps, *rewinds, steps}))
+
+
+def mask_step(mask: FixedMask, steps: int) -> int:
+    """The training step at which a mask is fixed."""
+    return round(mask.at * steps)
+
+
+def _sweeps(study: Study, trained: TrainCell, splits: Splits) -> Iterator[SweepCell]:
+    for replica in range(trained.real):
+        if trained.mask is not None:
+            mask = trained.mask
+            degrade = Degrade(method=mask.method, settings=mask.settings, severities=(trained.mask_setting,))
+            yield _sweep_cell(study, trained, replica, trained.steps, degrade, range(1), splits)
+            continue
+        for step in sorted({*study.sweep_steps, trained.steps}):
+            for degrade in study.degradations:
+                draws = degrade.draws if degrade.built(trained.shape).random else 1
+                for first in range(0, draws, DRAWS_PER_CELL):
+                    block = range(first, min(first + DRAWS_PER_CELL, draws))
+                    yield _sweep_cell(study, trained, replica, step, degrade, block, splits)
+
+
+def _sweep_cell(study, trained: TrainCell, replica: int, step: int, degrade: Degrade, draws: range, splits):
+    hashed = {
+        "member": trained.member_id(replica),
+        "trained": trained.id,
+        "step": step,
+        "degrade": degrade,
+        "grid": degrade.grid(trained.shape),
+        "draws": list(draws),
+        "evaluation": study.evaluation,
+        "sequences": splits.evaluation.digest,
+        "calibration": splits.calibration_digest,
+        "versions": [VERSIONS["method"], VERSIONS["metric"]],
+        "metrics": [METRICS[name].version for name in study.evaluation.metrics],
+    }
+    return SweepCell(
+        id=digest_of(hashed), trained=trained, replica=replica, step=step, degrade=degrade, draws=draws
+    )

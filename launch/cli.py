@@ -1,0 +1,151 @@
+"""The command `wane`.  Heavy imports wait until a command runs, so that --help answers at once."""
+
+import dataclasses
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+Overrides = Annotated[
+    tuple[str, ...],
+    arg(name="set", metavar="FIELD=VALUE", help="override a field of the study; may be repeated"),
+    UseAppendAction,
+]
+StudyName = Annotated[
+    Positional[str],
+    arg(metavar="STUDY", help="a name from `wane list studies`, or the path of your own study file"),
+]
+Out = Annotated[Path | None, arg(metavar="DIR", help="study directory; default runs/NAME")]
+Debug = Annotated[bool, arg(help="show the traceback of an error")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Train, sweep and report a study.  Run it again to continue: finished work is never done twice.
+
+    Examples:
+      wane run quickstart
+      wane run quickstart --set data.sources=python --set seeds=0,1,2 --out runs/python
+      wane run my_study.py --set train.lr=0.002
+    """
+
+    study: StudyName
+    overrides: Overrides = ()
+    out: Out = None
+    accept_drift: Annotated[
+        bool, arg(help="continue a study begun on another machine or version; last bits will differ")
+    ] = False
+    debug: Debug = False
+    stages: tyro.conf.Suppress[tuple[str, ...]] = ("train", "sweep", "report")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOnly(Run):
+    """Train the members of a study and stop before the sweeps."""
+
+    stages: tyro.conf.Suppress[tuple[str, ...]] = ("train",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOnly(Run):
+    """Sweep the members of a study that are trained, train those that are not, and write curves.parquet."""
+
+    stages: tyro.conf.Suppress[tuple[str, ...]] = ("train", "sweep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Show what a study costs before it starts: shapes, parameters, FLOPs, memory, cells, time."""
+
+    study: StudyName
+    overrides: Overrides = ()
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report/index.html and the figures of a study directory anew from its curves."""
+
+    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory, such as runs/quickstart")]
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Compute one cell of a study directory: what a launcher starts.  `wane run` has to have begun it."""
+
+    id: Annotated[Positional[str], arg(metavar="ID", help="id of the cell, from study.json")]
+    study: Annotated[Path, arg(metavar="DIR", help="the study directory")]
+    accept_drift: Annotated[bool, arg(help="as in `wane run`")] = False
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure: `coordinates` draws the coordinate check of the parametrisation over widths and depths;
+    `rates` sweeps the learning rate over the shapes of a study's family."""
+
+    what: Annotated[Positional[Literal["coordinates", "rates"]], arg(metavar="WHAT")]
+    study: Annotated[str, arg(help="rates: whose family and data")] = "quickstart"
+    overrides: Overrides = ()
+    out: Annotated[Path, arg(metavar="DIR", help="where figures and numbers go")] = Path("runs/bench")
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class List:
+    """Show what there is: studies, methods, metrics, tasks, data sources, columns of the table."""
+
+    what: Annotated[
+        Positional[Literal["studies", "methods", "metrics", "tasks", "data", "columns"]], arg(metavar="WHAT")
+    ]
+    show: Annotated[str | None, arg(metavar="NAME", help="tasks: print a sample; methods: its whole text")] = None
+    debug: Debug = False
+
+
+Command = (
+    Annotated[Run, subcommand("run")]
+    | Annotated[Plan, subcommand("plan")]
+    | Annotated[TrainOnly, subcommand("train")]
+    | Annotated[SweepOnly, subcommand("sweep")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Cell, subcommand("cell")]
+    | Annotated[Bench, subcommand("bench")]
+    | Annotated[List, subcommand("list")]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point.  Exit status: 0 done, 2 bad input, 130 interrupted."""
+    command = tyro.cli(
+        Command,
+        prog="wane",
+        description="Graceful degradation of transformers, measured.",
+        args=argv,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    try:
+        from wane.launch import commands
+
+        commands.execute(command)
+    except (ValueError, OSError) as error:
+        if command.debug:
+            traceback.print_exc()
+        else:
+            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            print(f"wane: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wane: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.close(sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What bits depend on besides the config: machine, devices, threads, versions, packing.  Resolved once, before the
+first cell, written to study.json and compared on resume."""
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import jax
+
+PACK_ON_ACCELERATOR = 8  # members of one shape trained as one program
+POINTS_ON_ACCELERATOR = 8  # severities of one draw computed as one program
+
+
+def resolve(seeds: int) -> dict:
+    """The environment of this process for a study with so many seeds; plain JSON values.
+
+    On CPU members train one by one and points run one by one: `vmap` over small models was slower per model
+    there.  On accelerators both are packed.
+    """
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    return {
+        "jax_version": jax.__version__,
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+        "processor": _processor(),
+        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "pack": 1 if on_cpu else min(PACK_ON_ACCELERATOR, seeds),
+        "packing": "map" if on_cpu else "vmap",
+        "points_per_call": 1 if on_cpu else POINTS_ON_ACCELERATOR,
+    }
+
+
+def drift(before: dict, now: dict) -> list[str]:
+    """One phrase per difference between the environment of a study directory and this one."""
+    keys = sorted((before.keys() | now.keys()) - {"pack", "packing", "points_per_call"})
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+
+
+def _processor() -> str:
+    """Model of the CPU: XLA compiles for its instructions, so bits differ between models."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def available_memory() -> int | None:
+    """Bytes that a study may use on the first device: free host memory on CPU, the allocator's limit elsewhere;
+    None where the platform does not say."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats.get("bytes_limit")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024
+    return None

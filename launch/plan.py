@@ -1,0 +1,218 @@
+"""What a study will cost before anything starts: shapes, parameters, FLOPs, memory, cells, expected time."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from wane.eval.study import Study
+from wane.eval.cell import Splits
+from wane.launch.cells import Cell, Cohort, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
+from wane.launch.environment import available_memory
+from wane.scaling.family import describe
+from wane.scaling.shape import Shape
+
+# Share of the machine's matrix-product rate that a small model reaches; measured with `quickstart` on 2 CPU
+# cores, and only used to say how long a study will take.
+TRAIN_EFFICIENCY, SWEEP_EFFICIENCY = 0.25, 0.35
+COMPILE_SECONDS = 2.0  # per executable: one per shape for training, one per shape and method for sweeps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """A resolved study: its data opened, its cells in order."""
+
+    study: Study
+    environment: dict
+    packs: list[list[int]]
+    cohorts: list[Cohort]
+    splits: Splits
+    cells: list[Cell]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Every architecture of the study once, arms included, in order of the cells."""
+        return list(dict.fromkeys(cell.shape for cell in self.cells if isinstance(cell, TrainCell)))
+
+    def flops(self, cell: Cell) -> float:
+        """Matrix-product FLOPs of a cell."""
+        if isinstance(cell, TrainCell):
+            tokens = cell.steps * cell.train.batch_size * cell.data.context * len(cell.init_seeds)
+            return tokens * cell.shape.flops_per_token(backward=True)
+        shape, study = cell.trained.shape, self.study
+        tokens = self.splits.evaluation.tokens_NT.shape[0] * study.data.context
+        unembed = 2 * shape.vocab * shape.d_model  # of the undegraded model, for the metrics that compare
+        share = 1.0
+        if cell.degrade.each != "whole":
+            share = (shape.n_layers + 1) / (2 * shape.n_layers)
+        return cell.points() * tokens * (share * shape.flops_per_token() + unembed)
+
+    def memory(self, cell: Cell) -> int:
+        """Bytes at the peak of a cell, estimated from above: parameters and optimizer, activations, logits."""
+        if isinstance(cell, TrainCell):
+            replicas = len(cell.init_seeds) if self.environment["packing"] == "vmap" else 1
+            state = 5 * 4 * cell.shape.param_counts()["total"] * len(cell.init_seeds)
+            return state + replicas * training_activations(cell.shape, cell.train.batch_size)
+        return self._sweep_memory(cell)
+
+    def _sweep_memory(self, cell: SweepCell) -> int:
+        shape, evaluation = cell.trained.shape, self.study.evaluation
+        points = self.environment["points_per_call"]
+        stream = len(self.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
+        kept = 1 if cell.degrade.each == "whole" else 1 + shape.n_layers
+        params = 4 * shape.param_counts()["total"] * (3 + points)
+        return params + kept * stream + points * forward_activations(shape, evaluation.batch)
+
+
+def forward_activations(shape: Shape, batch: int) -> int:
+    """Bytes that one block and the unembedding hold for one batch of full windows."""
+    tokens = batch * shape.context
+    block = 6 * shape.d_model + 3 * shape.d_ff + 3 * shape.n_heads * shape.context
+    return 4 * tokens * (block + 4 * shape.vocab)
+
+
+def training_activations(shape: Shape, batch: int) -> int:
+    """Bytes that the backward pass keeps: every block's intermediates, or their inputs alone under remat."""
+    tokens = batch * shape.context
+    block = 10 * shape.d_model + 5 * shape.d_ff + 3 * shape.n_heads * shape.context
+    kept = shape.d_model if shape.remat else block
+    return 4 * tokens * (shape.n_layers * kept + block + 4 * shape.vocab)
+
+
+def make_plan(study: Study, environment: dict, known_packs: Sequence[Sequence[int]] = ()) -> Plan:
+    """Open the data, resolve shapes and cells and check that they fit into memory.
+
+    Raises ValueError in one line for anything that could not run.
+    """
+    opened = cohorts(study)
+    common = splits(study, opened[0].stream)
+    width = environment["pack"]
+    packs = pack_seeds(study.seeds, width, known_packs)
+    plan = Plan(
+        study=study, environment=environment, packs=packs, cohorts=opened, splits=common,
+        cells=cells(study, opened, common, packs, width),
+    )  # fmt: skip
+    check_memory(plan, available_memory())
+    return plan
+
+
+def check_memory(plan: Plan, available: int | None) -> None:
+    """Raises ValueError naming the cell, its need and what to do when the largest cell cannot fit."""
+    largest = max(plan.cells, key=plan.memory)
+    need = plan.memory(largest)
+    if available is not None and need > available:
+        smaller = "train.batch_size" if isinstance(largest, TrainCell) else "evaluation.batch"
+        raise ValueError(
+            f"not enough memory: {largest.title} needs about {need / 2**30:.1f} GiB and"
+            f" {available / 2**30:.1f} GiB are available; use a smaller {smaller}, data.context or family.budget"
+        )
+
+
+def matmul_rate(seconds: float = 0.2) -> float:
+    """FLOP/s of f32 matrix products of this machine, measured for so many seconds."""
+    n = 512 if jax.devices()[0].platform == "cpu" else 4096
+    a = jnp.ones((n, n)) / n
+    product = jax.jit(lambda x: x @ a)
+    x = jax.block_until_ready(product(a))
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        x = jax.block_until_ready(product(x))
+        count += 1
+    return count * 2 * n**3 / (time.perf_counter() - started)
+
+
+def expected_seconds(plan: Plan, todo: Sequence[Cell], rate: float) -> float:
+    """A rough forecast of the time of cells at a measured matrix-product rate."""
+    seconds, programs = 0.0, set()
+    for cell in todo:
+        if isinstance(cell, TrainCell):
+            seconds += plan.flops(cell) / (rate * TRAIN_EFFICIENCY)
+            programs.add((cell.shape, cell.steps))
+        else:
+            seconds += plan.flops(cell) / (rate * SWEEP_EFFICIENCY)
+            programs.add((cell.trained.shape, cell.degrade.method, cell.degrade.each))
+    return seconds + COMPILE_SECONDS * len(programs)
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print the plan: one table of shapes, one of cells, and the forecast."""
+    study = plan.study
+    console.print(f"[bold]{study.name}[/bold]  {study.note}", highlight=False)
+    for arm, variant, _ in study.variants():
+        console.print(shape_table(plan, arm, variant))
+    console.print(cell_table(plan))
+    data = plan.splits.evaluation
+    for source in plan.cohorts[0].stream.describe()["sources"]:
+        facts = ", ".join(f"{name} {value}" for name, value in source.items())
+        console.print(f"data: {facts}", highlight=False)
+    console.print(
+        f"evaluation: {len(data.tokens_NT)} sequences of {study.data.context} tokens, digest {data.digest};"
+        f" calibration: {len(plan.splits.calibration_NT)} sequences",
+        highlight=False,
+    )
+    device, rate = plan.environment["device_kind"], matmul_rate()
+    available = available_memory()
+    peak = max(plan.memory(cell) for cell in plan.cells)
+    console.print(
+        f"on {plan.environment['device_count']} x {device}, {rate / 1e9:.0f} GFLOP/s:"
+        f" about {clock(expected_seconds(plan, plan.cells, rate))},"
+        f" peak memory about {bytes_text(peak)} of {bytes_text(available) if available else 'unknown'}",
+        highlight=False,
+    )
+
+
+def shape_table(plan: Plan, arm: str, variant: Study) -> Table:
+    """Dimensions, exact counts and mismatch of every shape of one arm."""
+    trained = {c.shape: c for c in plan.cells if isinstance(c, TrainCell) and c.arm == arm}
+    table = Table(title=f"family{f', arm {arm}' if arm else ''}", title_justify="left")
+    for column in ("shape", "d_model", "layers", "heads", "d_ff", "vocab", "d/L", "blocks", "norms",
+                   "non-embedding", "total", "mismatch", "MFLOPs/token", "steps", "tokens"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "shape" else "right")
+    for row, (shape, cell) in zip(describe(list(trained), variant.family), trained.items(), strict=True):
+        table.add_row(
+            shape.name, str(shape.d_model), str(shape.n_layers), str(shape.n_heads), str(shape.d_ff),
+            str(shape.vocab), f"{shape.aspect_ratio:.3g}", f"{row['blocks']:,}", f"{row['norms']:,}",
+            f"{row['non_embedding']:,}", f"{row['total']:,}", f"{row['mismatch']:+.2%}",
+            f"{shape.flops_per_token() / 1e6:.2f}", f"{cell.steps:,}",
+            f"{cell.steps * cell.train.batch_size * cell.data.context:,}",
+        )  # fmt: skip
+    return table
+
+
+def cell_table(plan: Plan) -> Table:
+    """Number, points and FLOPs of the cells of each kind."""
+    table = Table(title="cells", title_justify="left")
+    for column in ("kind", "cells", "points", "FLOPs", "memory"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    kinds: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        kinds.setdefault(kind_of(cell), []).append(cell)
+    for kind, members in kinds.items():
+        points = sum(cell.points() for cell in members if isinstance(cell, SweepCell))
+        table.add_row(
+            kind, str(len(members)), str(points) if points else "", f"{sum(map(plan.flops, members)):.2g}",
+            bytes_text(max(map(plan.memory, members))),
+        )  # fmt: skip
+    return table
+
+
+def kind_of(cell: Cell) -> str:
+    """What a cell is counted as in the plan's table."""
+    if isinstance(cell, TrainCell):
+        return f"train {cell.arm}".strip()
+    return f"sweep {cell.degrade.method}" + ("" if cell.degrade.each == "whole" else f" per {cell.degrade.each}")
+
+
+def bytes_text(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

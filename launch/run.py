@@ -1,0 +1,228 @@
+"""Run a study: every cell that is not done, in order, then the table and the report."""
+
+import functools
+import json
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from wane.eval import cell as sweeps
+from wane.eval.record import atomic_file, merge, write_rows
+from wane.eval.report import write_report
+from wane.eval.study import Study
+from wane.launch.cells import Cell, SweepCell, TrainCell, mask_step
+from wane.launch.directory import StudyDirectory
+from wane.launch.plan import Plan, clock, expected_seconds, matmul_rate
+from wane.launch.progress import Report
+from wane.scaling.config import to_json
+from wane.scaling.degrade import build
+from wane.scaling.degrade.contract import severity_of
+from wane.scaling.identity import tree_digest
+from wane.train import checkpoint
+from wane.train.journal import read_outcome
+from wane.train.loop import train
+from wane.train.mask import MaskPlan, degradation_mask, given_mask
+from wane.train.run import Run, Start
+from wane.train.step import init_state
+
+
+def run_study(
+    study: Study, out: Path, stages: Sequence[str], console: Console, *, accept_drift: bool = False
+) -> None:
+    """Bring a study directory to its end.  Raises ValueError or OSError in one line before compute where it
+    can; interrupted at any moment, the next call continues and ends with the same curves.parquet."""
+    directory = StudyDirectory(out)
+    with directory.locked():
+        plan = directory.plan(study, accept_drift=accept_drift)
+        directory.write(plan)
+        kinds = {"train": TrainCell, "sweep": SweepCell}
+        wanted = tuple(kinds[stage] for stage in stages if stage in kinds)
+        todo = [c for c in plan.cells if isinstance(c, wanted) and not directory.done(c)]
+        _announce(plan, todo, out, console)
+        with Report(console, study.name, len(todo), sum(map(plan.flops, todo))) as report:
+            for cell in todo:
+                execute(cell, plan, directory, report)
+        if "sweep" in stages:
+            table = merge([directory.rows(c) for c in plan.cells if isinstance(c, SweepCell)], directory.curves)
+            console.print(f"{table.num_rows:,} rows in {directory.curves}", highlight=False)
+        if "report" in stages:
+            console.print(f"report: {write_report(out)}", highlight=False)
+
+
+def run_cell(out: Path, cell_id: str, console: Console, *, accept_drift: bool = False) -> None:
+    """Compute one cell of a study directory.  Raises ValueError when the id is not one of its cells or a cell
+    that it needs has not finished."""
+    directory = StudyDirectory(out)
+    plan = directory.plan(directory.study(), accept_drift=accept_drift)
+    found = [cell for cell in plan.cells if cell.id == cell_id]
+    if not found:
+        raise ValueError(f"cell {cell_id}: not a cell of {out}; study.json lists {len(plan.cells)} ids")
+    needed = found[0].trained if isinstance(found[0], SweepCell) else found[0].finished
+    if needed is not None and not directory.done(needed):
+        raise ValueError(f"cell {cell_id}: needs cell {needed.id} ({needed.title}), which has not finished")
+    if not directory.done(found[0]):
+        with Report(console, found[0].title, 1, plan.flops(found[0])) as report:
+            execute(found[0], plan, directory, report)
+
+
+def execute(cell: Cell, plan: Plan, directory: StudyDirectory, report: Report) -> None:
+    """Compute one cell and leave its last file, by which it counts as done."""
+    if isinstance(cell, TrainCell):
+        steps = cell.steps * len(cell.init_seeds)
+        with report.cell(cell.title, steps, plan.flops(cell), "steps") as tick:
+            execute_train(cell, plan, directory, tick)
+    else:
+        with report.cell(cell.title, cell.points(), plan.flops(cell), "points") as tick:
+            execute_sweep(cell, plan, directory, tick)
+
+
+def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: Callable[[int], None]) -> None:
+    """Train a pack of members; done.json is its last file."""
+    members = [directory.member(cell, r) if r < cell.real else None for r in range(len(cell.init_seeds))]
+    for replica, member in enumerate(members[: cell.real]):
+        config = {
+            "id": member.name, "cell": cell.id, "arm": cell.arm, "shape": cell.shape, "shape_name": cell.shape.name,
+            "init_seed": cell.init_seeds[replica], "data_seed": cell.data_seeds[replica], "steps": cell.steps,
+            "train": cell.train, "data": cell.data, "mask": cell.mask, "mask_setting": cell.mask_setting,
+            "checkpoints": str(Path("..", "..", directory.training(cell).relative_to(directory.path), "checkpoints")),
+            "replica": replica,
+        }  # fmt: skip
+        _write_json(member / "config.json", to_json(config))
+    last = 0
+
+    def report(point) -> None:
+        nonlocal last
+        tick((point.step - last) * len(cell.init_seeds))
+        last = point.step
+
+    outcomes = train(
+        _training_run(cell, plan, directory), cell.stream.batch, directory.training(cell), members, report
+    )
+    ended = [{"status": o.status, "step": o.step, "digest": o.digest} for o in outcomes if o is not None]
+    _write_json(directory.training(cell) / "done.json", {"cell": cell.id, "members": ended})
+
+
+def _training_run(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> Run:
+    start = None
+    if cell.mask is not None and cell.mask.weights != "current":
+        step = mask_step(cell.mask, cell.steps) if cell.mask.weights == "rewound" else 0
+        source = directory.training(cell.finished) / "checkpoints"
+        start = tuple(
+            Start(checkpoints=source, step=step, replica=replica) for replica in range(len(cell.init_seeds))
+        )
+    return Run(
+        shape=cell.shape,
+        train=cell.train,
+        steps=cell.steps,
+        init_seeds=cell.init_seeds,
+        data_seeds=cell.data_seeds,
+        lrs=None,
+        keep_steps=tuple(s for s in cell.keep_steps if start is None or s >= start[0].step),
+        packing=plan.environment["packing"],
+        mask_from=_mask_plan(cell, plan, directory) if cell.mask else None,
+        start_from=start,
+    )
+
+
+def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPlan:
+    """When and how the mask of a masked member is made: from the parameters of that moment, or from the
+    finished member's, with the draw key that a sweep of this method would use."""
+    mask, evaluation = cell.mask, plan.study.evaluation
+    method = build(mask.method, cell.shape, settings=mask.settings)
+    keys = jnp.stack([
+        jax.random.key_data(sweeps.draw_key(evaluation.draw_seed, init, data, mask.method, 0))
+        for init, data in zip(cell.init_seeds, cell.data_seeds, strict=True)
+    ])  # fmt: skip
+    severity = severity_of(cell.mask_setting, method.unit)
+    calibration = jnp.asarray(plan.splits.calibration_NT)
+    make = degradation_mask(method, cell.shape, calibration, severity, keys)
+    if mask.scores == "finished":
+        finished = [load_params(cell.finished, directory, r, cell.steps) for r in range(len(cell.init_seeds))]
+        masks = [jax.jit(make)(params, jnp.int32(r)) for r, params in enumerate(finished)]
+        make = given_mask(jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks))
+    return MaskPlan(at_step=mask_step(mask, cell.steps), mask=make)
+
+
+def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: Callable[[int], None]) -> None:
+    """Sweep one degradation over one member; rows.parquet is its last file."""
+    study, trained = plan.study, cell.trained
+    outcome = read_outcome(directory.member(trained, cell.replica))
+    if outcome is not None and outcome.status == "diverged":
+        member = _member(cell, plan, digest="", reason=f"training diverged at step {outcome.step}: {outcome.reason}")
+        rows, timing = sweeps.diverged_rows(member, cell.degrade, study.evaluation, plan.splits, cell.id), {}
+    else:
+        subject = _subject(cell.trained, cell.replica, cell.step, plan, directory)
+        if trained.mask is not None:
+            rows, timing = sweeps.masked_rows(subject, cell.degrade, cell.id), {}
+        else:
+            points = plan.environment["points_per_call"]
+            rows, timing = sweeps.sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
+    path = directory.rows(cell)
+    _write_json(path.parent / "timing.json", timing | {"peak_memory_bytes": _peak_memory()})
+    write_rows(path, rows)
+
+
+@functools.lru_cache(maxsize=1)
+def _subject(trained: TrainCell, replica: int, step: int, plan: Plan, directory: StudyDirectory) -> sweeps.Subject:
+    """A member at a step, on the device; kept until another member is asked for."""
+    params = load_params(trained, directory, replica, step)
+    member = _member_of(trained, replica, step, plan, digest=tree_digest(params), reason=None)
+    return sweeps.Subject(member, params, plan.splits, plan.study.evaluation)
+
+
+def load_params(trained: TrainCell, directory: StudyDirectory, replica: int, step: int):
+    """Parameters of one member at a step.  Raises ValueError when the checkpoint is damaged: deleting the
+    member's directory trains it again."""
+    abstract = jax.eval_shape(lambda: init_state(jax.random.key(0), trained.shape, trained.train))
+    path = directory.training(trained) / "checkpoints"
+    return checkpoint.load_replica(path, step, replica, abstract).params
+
+
+def _member(cell: SweepCell, plan: Plan, digest: str, reason: str | None) -> sweeps.Member:
+    return _member_of(cell.trained, cell.replica, cell.step, plan, digest, reason)
+
+
+def _member_of(trained: TrainCell, replica: int, step: int, plan: Plan, digest: str, reason: str | None):
+    at = None if trained.mask is None else mask_step(trained.mask, trained.steps)
+    return sweeps.Member(
+        id=trained.member_id(replica),
+        study=plan.study.name,
+        arm=trained.arm,
+        shape=trained.shape,
+        init_seed=trained.init_seeds[replica],
+        data_seed=trained.data_seeds[replica],
+        step=step,
+        tokens=step * trained.train.batch_size * trained.data.context,
+        packing=len(trained.init_seeds),
+        checkpoint_digest=digest,
+        diverged=reason,
+        pruned="never" if at is None else "during" if at else "before",
+        pruned_at_step=at,
+    )
+
+
+def _announce(plan: Plan, todo: Sequence[Cell], out: Path, console: Console) -> None:
+    done = len(plan.cells) - len(todo)
+    if not todo:
+        console.print(f"{plan.study.name}: all {done} cells are done in {out}", highlight=False)
+        return
+    forecast = clock(expected_seconds(plan, todo, matmul_rate()))
+    kept = f", {done} done before" if done else ""
+    console.print(f"{plan.study.name}: {len(todo)} cells{kept}, about {forecast}, in {out}", highlight=False)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def _peak_memory() -> int:
+    """Bytes: the device allocator's peak, or the process's largest resident set on CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

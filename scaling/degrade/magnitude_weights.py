@@ -1,0 +1,41 @@
+"""Magnitude pruning (Han et al. 2015): the smallest absolute values go first."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
+from wane.scaling.degrade.weights import Group, Weights, weight_pruner
+from wane.scaling.shape import Shape
+
+
+def magnitude_weights(
+    shape: Shape, scope: Scope = EVERYTHING, *, group: Group = "layer", normalise: bool = False
+) -> Degradation:
+    """Removes the weights of smallest absolute value.
+
+    group: ranked per output row, per matrix (`layer`), or over all weights in scope.  normalise (with group
+    global): divide each matrix by its Frobenius norm before ranking, as jaxpruner does by default; without it
+    matrices of small scale are emptied first.
+    """
+    if normalise and group != "global":
+        raise ValueError(
+            f'normalise = True: acts on group = "global" only, got group = "{group}"; leave it out'
+        )
+
+    def score(weights: Weights, key: Array) -> Weights:
+        size = {name: jnp.abs(w_LIO) for name, w_LIO in weights.items()}
+        if not normalise:
+            return size
+        norm = {name: jnp.sqrt(jnp.sum(a * a, axis=(1, 2), keepdims=True)) for name, a in size.items()}
+        return {name: a / (norm[name] + 1e-8) for name, a in size.items()}
+
+    return weight_pruner(
+        name="magnitude_weights",
+        shape=shape,
+        scope=scope,
+        settings={"group": group, "normalise": normalise},
+        score=score,
+        group=group,
+        replace="zero",
+        random=False,
+    )

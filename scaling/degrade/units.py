@@ -1,0 +1,111 @@
+"""Structured pruning of neurons and heads: a method supplies a score per unit; the rest is shared."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from wane.scaling.degrade.calibrate import input_statistics, site_of
+from wane.scaling.degrade.contract import FRACTIONS, Degradation, Promises, Scope, Where
+from wane.scaling.degrade.cost import cost_of, structured_bits
+from wane.scaling.degrade.hold import hold_zeros
+from wane.scaling.degrade.rank import ranks
+from wane.scaling.degrade.replace import Replace, mean_output, multiplier
+from wane.scaling.edit import Edit, Params
+from wane.scaling.shape import Shape
+
+Group = Literal["layer", "global"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Units:
+    """One kind of unit (U per layer): which are in scope, which a point selects, who reads them."""
+
+    in_scope_LU: np.ndarray
+    selected: Callable[[Where], Array]  # bool, broadcastable to [L, U]
+    reader: str  # the matrix whose input rows belong to the units
+    field: str  # of Edit
+
+
+def neurons(shape: Shape, scope: Scope) -> Units:
+    """MLP hidden units; no head and no matrix can be in scope.  Raises ValueError."""
+    refuse(scope, "head", "neurons belong to no head")
+    refuse(scope, "matrices", "a neuron is removed from all matrices of its MLP")
+    scope.check(shape)
+    in_scope_LF = np.broadcast_to(scope.layer_L(shape)[:, None], (shape.n_layers, shape.d_ff))
+    return Units(
+        in_scope_LU=in_scope_LF, selected=lambda w: w.layer_L[:, None], reader="down", field="neuron_LF"
+    )
+
+
+def heads(shape: Shape, scope: Scope) -> Units:
+    """Query heads; no matrix can be in scope.  Raises ValueError."""
+    refuse(scope, "matrices", "a head is removed from all matrices of its attention")
+    scope.check(shape)
+    return Units(in_scope_LU=scope.head_LH(shape), selected=lambda w: w.head_LH, reader="o", field="head_LH")
+
+
+def refuse(scope: Scope, field: str, reason: str) -> None:
+    """Raises ValueError where the scope sets a field that means nothing to the method."""
+    if getattr(scope, field) is not None:
+        raise ValueError(f"scope.{field} = {getattr(scope, field)}: {reason}; leave it out")
+
+
+def unit_pruner(
+    *,
+    name: str,
+    shape: Shape,
+    scope: Scope,
+    settings: Mapping[str, Any],
+    units: Units,
+    score: Callable[[Params, Array], Array],
+    group: Group,
+    replace: Replace,
+    random: bool,
+) -> Degradation:
+    """Removes the units of lowest score(params, key) [L, U], ranked per layer or over all layers together."""
+    in_scope_LU = units.in_scope_LU
+    n = in_scope_LU.sum(axis=-1 if group == "layer" else None, keepdims=True, dtype=np.int32)
+
+    def fit(params: Params, calibration_NT: Array, key: Array) -> dict[str, Array]:
+        fitted = {"rank_LU": rank_units(score(params, key), in_scope_LU, group)}
+        if replace == "mean":
+            inputs = input_statistics(params, calibration_NT, shape)
+            fitted["mean_LI"] = inputs[site_of(units.reader)].mean_LI
+        return fitted
+
+    def apply(params: Params, fitted: Any, severity: Array, where: Where, key: Array) -> Edit:
+        touched = in_scope_LU & units.selected(where)
+        m_LU = multiplier(fitted["rank_LU"], n, severity, touched, replace)
+        bias = None
+        if replace == "mean":
+            w_LIO = params["blocks"][units.reader]
+            m_LI = jnp.repeat(m_LU, w_LIO.shape[1] // m_LU.shape[1], axis=1)
+            bias = {units.reader: mean_output(fitted["mean_LI"], w_LIO, w_LIO * m_LI[:, :, None])}
+        return Edit(**{units.field: m_LU}, bias=bias)
+
+    return Degradation(
+        name=name,
+        scope=scope,
+        settings=settings,
+        unit="fraction",
+        severities=FRACTIONS,
+        random=random,
+        needs_calibration=replace == "mean",
+        promises=Promises(nested=True, exact_count=True),
+        fit=fit,
+        apply=apply,
+        hold=functools.partial(hold_zeros, shape=shape),
+        cost=lambda params, edit, severity: cost_of(params, edit, shape, structured_bits),
+    )
+
+
+def rank_units(score_LU: Array, in_scope_LU: np.ndarray, group: Group) -> Array:
+    """int32 [L, U]: 0 is removed first, out of scope comes last."""
+    if group == "layer":
+        return ranks(score_LU, in_scope_LU)
+    return ranks(score_LU.ravel(), in_scope_LU.ravel()).reshape(score_LU.shape)

@@ -1,0 +1,90 @@
+"""Programs lower for TPU and CUDA on a machine that has neither, and none of them calls back to the host.
+
+PROGRAMS is the list to extend: name -> (function, its arguments as arrays or ShapeDtypeStructs).
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wane.scaling import model
+from wane.scaling.edit import SITES, Edit
+from wane.scaling.shape import Shape
+
+SHAPE = Shape(d_model=16, n_layers=2, n_heads=4, head_dim=4, d_ff=24, vocab=32, context=8, n_kv_heads=2)
+PARAMS = jax.eval_shape(lambda key: model.init_params(key, SHAPE), jax.random.key(0))
+TOKENS_BT = jax.ShapeDtypeStruct((2, SHAPE.context + 1), jnp.int32)
+TOKENS_BS = jax.ShapeDtypeStruct((2, SHAPE.context), jnp.int32)
+X_BSD = jax.ShapeDtypeStruct((2, SHAPE.context, SHAPE.d_model), jnp.float32)
+
+
+def ones(*size):
+    return jax.ShapeDtypeStruct((SHAPE.n_layers, *size), jnp.float32)
+
+
+BITS = {site: ones() for site in SITES}
+EDITS = {
+    "params": Edit(params={"blocks": {"q": PARAMS["blocks"]["q"]}}),
+    "bias": Edit(bias={name: ones(size[1]) for name, size in SHAPE.matrices.items()}),
+    "head_LH": Edit(head_LH=ones(SHAPE.n_heads)),
+    "neuron_LF": Edit(neuron_LF=ones(SHAPE.d_ff)),
+    "attn_L": Edit(attn_L=ones()),
+    "mlp_L": Edit(mlp_L=ones()),
+    "activation_bits": Edit(activation_bits=BITS),
+    "activation_absmax": Edit(activation_bits=BITS, activation_absmax=BITS),
+    "weight_bits": Edit(weight_bits=jax.ShapeDtypeStruct((), jnp.float32)),
+}
+
+
+def apply(params, tokens, edit=None, start=None):
+    return model.apply(params, tokens, SHAPE, edit, start)
+
+
+def loss(params, tokens_BT):
+    x_BSD = model.apply(params, tokens_BT[:, :-1], SHAPE).x_BSD
+    return model.nll(params, x_BSD, tokens_BT, SHAPE).mean()
+
+
+PROGRAMS = {
+    "init_params": (lambda key: model.init_params(key, SHAPE), jax.eval_shape(jax.random.key, 0)),
+    "apply": (apply, PARAMS, TOKENS_BS),
+    "apply from a later block": (
+        lambda params, layer, x_BSD: apply(params, None, None, (layer, x_BSD)),
+        PARAMS,
+        jax.ShapeDtypeStruct((), jnp.int32),
+        X_BSD,
+    ),
+    "nll": (lambda *args: model.nll(*args, SHAPE), PARAMS, X_BSD, TOKENS_BT),
+    "gradient of nll": (jax.grad(loss), PARAMS, TOKENS_BT),
+} | {f"apply with edit of {field}": (apply, PARAMS, TOKENS_BS, edit) for field, edit in EDITS.items()}
+
+
+def host_callbacks(function, *args, platform: str) -> list[str]:
+    """Targets of custom calls that return to the host, in `function` lowered for `platform`."""
+    text = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    assert "func.func public @main" in text
+    targets = re.findall(r"custom_call @([\w.]+)|call_target_name = \"([^\"]+)\"", text)
+    return [name for pair in targets for name in pair if "callback" in name]
+
+
+def test_every_field_of_edit_is_lowered():
+    assert EDITS.keys() == Edit.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program_lowers_without_host_callback(name, platform):
+    assert host_callbacks(*PROGRAMS[name], platform=platform) == []
+
+
+def test_a_host_callback_would_be_found():
+    def calls_back(x):
+        return jax.pure_callback(np.sin, x, x)
+
+    x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    assert host_callbacks(calls_back, x, platform="cpu")
+    with pytest.raises(ValueError, match="different from the lowering platform"):
+        host_callbacks(calls_back, x, platform="tpu")

@@ -1,0 +1,107 @@
+"""The model against other programs: vectors of a toy decoder, and Llama of the transformers library."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wane.scaling import model
+from wane.scaling.shape import Parametrization, Shape
+
+from .model_cases import forward, random_params, random_tokens
+
+TOY = Path(__file__).parent / "golden" / "toy_model.npz"
+STANDARD = Parametrization(name="standard")
+PROJECTIONS = {n: f"{n}_proj" for n in "qkvo"} | {n: f"{n}_proj" for n in ("gate", "up", "down")}
+
+
+def toy_model():
+    """(shape, params, arrays) of the toy decoder: Llama without positional encoding."""
+    arrays = np.load(TOY)
+    (vocab, d_model), n_heads = arrays["embed"].shape, int(arrays["n_heads"])
+    n_layers = sum(name.endswith(".q_proj") for name in arrays.files)
+    shape = Shape(
+        d_model=d_model, n_layers=n_layers, n_heads=n_heads, head_dim=d_model // n_heads, rope_theta=None,
+        d_ff=len(arrays["layers.0.gate_proj"]), vocab=vocab, context=arrays["eval_tokens"].shape[1],
+        norm_eps=float(arrays["rms_eps"]), parametrization=STANDARD,
+    )  # fmt: skip
+
+    def stack(name):
+        return jnp.stack([arrays[f"layers.{layer}.{name}"].T for layer in range(n_layers)])
+
+    blocks = {name: stack(theirs) for name, theirs in PROJECTIONS.items()}
+    blocks |= {"attn_norm_scale": stack("input_norm"), "mlp_norm_scale": stack("post_attn_norm")}
+    params = {
+        "embed": jnp.asarray(arrays["embed"]),
+        "blocks": blocks,
+        "final_norm": {"scale": jnp.asarray(arrays["final_norm"])},
+        "unembed": jnp.asarray(arrays["lm_head"].T),
+    }
+    return shape, params, arrays
+
+
+def test_the_toy_decoder_gives_its_recorded_logits():
+    shape, params, arrays = toy_model()
+    template = jax.eval_shape(lambda key: model.init_params(key, shape), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, template)
+    tokens = jnp.asarray(arrays["eval_tokens"])
+    logits, _ = forward(params, tokens, shape)
+    np.testing.assert_allclose(logits, arrays["logits_dense"], atol=1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+@pytest.mark.parametrize(("norm_eps", "rope_theta"), [(1e-5, 10_000.0), (1e-2, 300.0)])
+def test_llama_of_transformers_gives_the_same_logits(tied, n_kv_heads, norm_eps, rope_theta):
+    torch = pytest.importorskip("torch")
+    shape = Shape(
+        d_model=32, n_layers=3, n_heads=4, head_dim=8, n_kv_heads=n_kv_heads, d_ff=44, vocab=50, context=24,
+        tied_embeddings=tied, norm_eps=norm_eps, rope_theta=rope_theta, parametrization=STANDARD,
+    )  # fmt: skip
+    params, tokens = random_params(shape), random_tokens(shape)
+    llama = build_llama(shape, params)
+    with torch.no_grad():
+        expected = llama(torch.tensor(np.asarray(tokens, np.int64))).logits.numpy()
+    logits, _ = forward(params, tokens, shape)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def build_llama(shape, params):
+    """LlamaForCausalLM holding `params`; every one of its tensors must be filled."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=shape.vocab, hidden_size=shape.d_model, intermediate_size=shape.d_ff,
+        num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, rms_norm_eps=shape.norm_eps,
+        rope_theta=shape.rope_theta, tie_word_embeddings=shape.tied_embeddings,
+        max_position_embeddings=shape.context, attention_bias=False, mlp_bias=False,
+    )  # fmt: skip
+    llama = transformers.LlamaForCausalLM(config).eval()
+    missing, unexpected = llama.load_state_dict(llama_state(shape, params, torch), strict=False)
+    assert not unexpected
+    assert not [name for name in missing if not (shape.tied_embeddings and name == "lm_head.weight")]
+    return llama
+
+
+def llama_state(shape, params, torch):
+    def tensor(array):
+        return torch.tensor(np.asarray(array))
+
+    state = {
+        "model.embed_tokens.weight": tensor(params["embed"]),
+        "model.norm.weight": tensor(params["final_norm"]["scale"]),
+    }
+    if not shape.tied_embeddings:
+        state["lm_head.weight"] = tensor(params["unembed"].T)
+    for layer in range(shape.n_layers):
+        blocks = {name: tensor(np.asarray(leaf[layer]).T) for name, leaf in params["blocks"].items()}
+        prefix = f"model.layers.{layer}"
+        state[f"{prefix}.input_layernorm.weight"] = blocks["attn_norm_scale"]
+        state[f"{prefix}.post_attention_layernorm.weight"] = blocks["mlp_norm_scale"]
+        for name in shape.matrices:
+            part = "self_attn" if name in "qkvo" else "mlp"
+            state[f"{prefix}.{part}.{PROJECTIONS[name]}.weight"] = blocks[name]
+    return state

@@ -1,0 +1,161 @@
+"""One training step: it learns, packs agree with single members, masks hold, precision options do what they say."""
+
+import dataclasses
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wane.scaling.shape import Shape
+from wane.train.config import Train
+from wane.train.mask import MaskPlan, given_mask, masked, masks_of_pack, random_mask
+from wane.train.step import init_pack, loss, pack_step, train_step
+
+SHAPE = Shape(
+    d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=32, vocab=32, context=12, activation="gelu", norm="none"
+)
+TRAIN = Train(batch_size=4, lr=0.01, eps=1e-6)
+STEPS = 40
+
+
+def tokens(seed, step, batch=4, context=12, vocab=32):
+    """The next token is the last one + 1: learnable to a loss of 0."""
+    start = np.random.default_rng([seed, step]).integers(0, vocab, (batch, 1))
+    return ((start + np.arange(context + 1)) % vocab).astype(np.int32)
+
+
+@lru_cache
+def alone_program(shape):
+    """Compiled once for all tests: compiling is what they spend their time on."""
+    return jax.jit(partial(train_step, shape=shape, train=TRAIN, steps=STEPS))
+
+
+@lru_cache
+def pack_program(packing):
+    return jax.jit(partial(pack_step, shape=SHAPE, train=TRAIN, steps=STEPS, packing=packing), donate_argnums=0)
+
+
+@lru_cache
+def initial_pack(seeds):
+    return jax.jit(partial(init_pack, shape=SHAPE, train=TRAIN))(jnp.array(seeds, jnp.uint32))
+
+
+def initial(seed, mask=None):
+    state = jax.tree.map(lambda leaf: leaf[0], initial_pack((seed,)))
+    return state._replace(params=masked(state.params, mask), mask=mask)
+
+
+def train_alone(seed, data_seed, lr, steps=STEPS, shape=SHAPE, mask=None):
+    state, losses = initial(seed, mask), []
+    for i in range(steps):
+        state, metrics = alone_program(shape)(state, tokens(data_seed, i), jnp.float32(lr))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def train_pack(seeds, data_seeds, lrs, packing, steps=STEPS):
+    state, losses = jax.tree.map(jnp.copy, initial_pack(seeds)), []
+    for i in range(steps):
+        batch = np.stack([tokens(s, i) for s in data_seeds])
+        state, metrics = pack_program(packing)(state, batch, jnp.array(lrs, jnp.float32))
+        losses.append(np.asarray(metrics["loss"]))
+    return state, np.array(losses)
+
+
+def assert_trees(a, b, compare):
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        compare(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def test_loss_falls_from_log_vocab_towards_zero():
+    _, losses = train_alone(0, 0, 0.01)
+    assert losses[0] == pytest.approx(np.log(32), abs=0.05)
+    assert losses[-1] < 1.0
+
+
+@pytest.mark.parametrize("packing", ["map", "vmap"])
+def test_a_pack_of_seeds_and_rates_equals_members_trained_alone(packing):
+    """Three seeds and three rates in one program, compiled once."""
+    pack_program.cache_clear()
+    seeds, rates = (3, 1, 2), (0.01, 0.003, 0.02)
+    packed, losses_R = train_pack(seeds, (0, 0, 5), rates, packing, steps=8)
+    for r, (seed, data_seed, lr) in enumerate(zip(seeds, (0, 0, 5), rates, strict=True)):
+        alone, losses = train_alone(seed, data_seed, lr, steps=8)
+        np.testing.assert_allclose(losses_R[:, r], losses, rtol=1e-5)
+        replica = jax.tree.map(lambda leaf, r=r: leaf[r], packed.params)
+        assert_trees(replica, alone.params, partial(np.testing.assert_allclose, atol=2e-4))
+
+
+@pytest.mark.parametrize("seeds", [(7,), (7, 1, 2)])
+def test_a_mapped_member_has_the_same_bits_in_any_pack(seeds):
+    """What an interrupted study may rely on: on CPU a member does not depend on who is in its pack."""
+    alone, _ = train_pack((7,), (0,), (0.01,), "map", steps=5)
+    packed, _ = train_pack(seeds, (0,) * len(seeds), (0.01,) * len(seeds), "map", steps=5)
+    single, _ = train_alone(7, 0, 0.01, steps=5)
+    first = jax.tree.map(lambda leaf: leaf[0], packed)
+    assert_trees(first, jax.tree.map(lambda leaf: leaf[0], alone), np.testing.assert_array_equal)
+    assert_trees(first, single, np.testing.assert_array_equal)
+
+
+def test_masked_weights_stay_zero_and_do_not_reach_the_clip():
+    mask = {
+        name: jax.random.bernoulli(jax.random.key(i), 0.5, (2, *size))
+        for i, (name, size) in enumerate(SHAPE.matrices.items())
+    }
+    state, losses = train_alone(0, 0, 0.01, mask=mask)
+    assert losses[-1] < 2.0
+    for name, keep in mask.items():
+        weights = np.asarray(state.params["blocks"][name])
+        assert (weights[~np.asarray(keep)] == 0).all()
+        assert (weights[np.asarray(keep)] != 0).all()
+        assert (np.asarray(state.opt_state[2].nu["blocks"][name])[~np.asarray(keep)] == 0).all()
+
+
+def test_gradient_norm_counts_kept_weights_only():
+    """Everything removed from the blocks: the gradient is that of embedding, unembedding and norms."""
+    mask = {name: jnp.zeros((2, *size), bool) for name, size in SHAPE.matrices.items()}
+    state, batch = initial(0, mask), tokens(0, 0)
+    _, metrics = alone_program(SHAPE)(state, batch, jnp.float32(0.01))
+    grads = jax.jit(jax.grad(partial(loss, shape=SHAPE)))(state.params, batch)
+    rest = [g for p, g in jax.tree.leaves_with_path(grads) if p[-1].key not in SHAPE.matrices]
+    assert float(metrics["grad_norm"]) == pytest.approx(
+        np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in rest)), rel=1e-5
+    )
+
+
+def test_random_mask_removes_the_exact_count_per_matrix_and_layer():
+    params_R = initial_pack((0, 1)).params
+    plan = MaskPlan(at_step=0, mask=random_mask(SHAPE, 0.3, (0, 1)))
+    mask_R = masks_of_pack(plan, params_R)
+    for name, (fan_in, fan_out) in SHAPE.matrices.items():
+        kept = np.asarray(mask_R[name])
+        assert kept.shape == (2, 2, fan_in, fan_out)
+        assert ((~kept).sum((-2, -1)) == int(fan_in * fan_out * 3000) // 10_000).all()
+        assert (kept[0] != kept[1]).any()
+        assert (kept[0, 0] != kept[0, 1]).any()
+    again = masks_of_pack(MaskPlan(at_step=0, mask=given_mask(mask_R)), params_R)
+    assert_trees(again, mask_R, np.testing.assert_array_equal)
+    with pytest.raises(ValueError, match=r"mask\.fraction = 1\.5: must be between 0 and 1"):
+        random_mask(SHAPE, 1.5, (0,))
+
+
+def test_rematerialisation_changes_memory_and_not_the_gradient():
+    params = initial(0).params
+    remat = dataclasses.replace(SHAPE, remat=True)
+    plain, again = (jax.jit(jax.grad(partial(loss, shape=s)))(params, tokens(0, 0)) for s in (SHAPE, remat))
+    assert_trees(plain, again, partial(np.testing.assert_allclose, atol=1e-6))
+    jaxpr = str(jax.make_jaxpr(jax.grad(partial(loss, shape=remat)))(params, tokens(0, 0)))
+    assert "remat" in jaxpr or "checkpoint" in jaxpr
+
+
+def test_bfloat16_trains_with_float32_weights_and_moments():
+    shape = dataclasses.replace(SHAPE, dtype="bfloat16")
+    state, losses = train_alone(0, 0, 0.01, shape=shape)
+    assert losses[-1] < 1.0
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.opt_state[2].mu)} == {jnp.dtype("float32")}
+    _, in_f32 = train_alone(0, 0, 0.01, steps=3)
+    assert losses[:3] != in_f32
+    assert losses[:3] == pytest.approx(in_f32, rel=0.02)

@@ -1,0 +1,33 @@
+"""The graded task language as one literal table, and an example of each task in words."""
+
+from wane.train.data import (
+    graded_context,
+    graded_facts,
+    graded_language,
+    graded_steps,
+    key,
+    vocabulary,
+)
+from wane.train.data.task import Task, World
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *graded_language.TASKS,
+        *graded_context.TASKS,
+        *graded_facts.TASKS,
+        *graded_steps.TASKS,
+    )
+}
+SHORTEST_CONTEXT = 32  # the shortest in which every task has a scored item
+
+
+def sample(task: str, seed: int, length: int) -> str:
+    """One sequence of `length` tokens of a graded task in words; scored tokens are marked with a star."""
+    if task not in TASKS:
+        raise ValueError(f"task {task!r}: the graded tasks are {', '.join(TASKS)}")
+    definition = TASKS[task]
+    world = World(seed=0, facts=256)
+    tokens, level = definition.generate(key.generator("sample", seed, task), 1, length, world, "train")
+    words = [vocabulary.word(int(token), definition.names) for token in tokens[0]]
+    return " ".join(word + "*" * int(mark >= 0) for word, mark in zip(words, level[0], strict=True))

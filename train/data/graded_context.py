@@ -1,0 +1,161 @@
+"""S, R1, R2: answers that stand in the context: a few tokens back, far back, under a key."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from wane.train.data import key
+from wane.train.data.graded_language import markov
+from wane.train.data.task import Role, Task, World
+from wane.train.data.vocabulary import (
+    KEY,
+    KEYS,
+    MAP,
+    REPEAT,
+    SYMBOL,
+    SYMBOLS,
+    TAGS,
+    VALUE,
+    VALUES,
+    WORD,
+    WORDS,
+    distinct,
+)
+
+LAGS = tuple(REPEAT)
+MOTIF, CUE = 8, 2
+PAIRS = (4, 8, 16, 32)
+GAP_POWER = 0.01  # gap g has probability proportional to g^(a - 1), Zoology (Arora et al. 2024)
+
+
+@lru_cache(maxsize=8)
+def symbol_map(world_seed: int) -> np.ndarray:
+    """The map of S: a permutation of the 128 symbols without fixed points (a random cycle)."""
+    cycle = key.generator("symbol map", world_seed).permutation(SYMBOLS)
+    image = np.empty(SYMBOLS, np.int64)
+    image[cycle] = np.roll(cycle, -1)
+    return image
+
+
+def fill(
+    task: str, items_BMW: np.ndarray, level_BMW: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `length` tokens: the tag, then items of one common length, the last one cut off."""
+    rows, width = len(items_BMW), items_BMW.shape[1] * items_BMW.shape[2]
+    tokens_BT = np.full((rows, length), TAGS[task])
+    level_BT = np.full((rows, length), -1)
+    tokens_BT[:, 1:] = items_BMW.reshape(rows, width)[:, : length - 1]
+    level_BT[:, 1:] = level_BMW.reshape(rows, width)[:, : length - 1]
+    return tokens_BT, level_BT
+
+
+def short(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+    """Items s1 s2 s3 QUERY answer.  The query names a lag of 2..4 tokens, counted from the answer, and
+    whether that token is to be repeated or mapped."""
+    shape = (rows, -(-(length - 1) // 5))
+    lag, mapped = rng.integers(LAGS[0], LAGS[-1] + 1, size=shape), rng.integers(2, size=shape)
+    items = np.empty((*shape, 5), np.int64)
+    items[..., :3] = rng.integers(SYMBOLS, size=(*shape, 3))
+    source = np.take_along_axis(items, (4 - lag)[..., None], axis=-1)[..., 0]
+    items[..., 4] = np.where(mapped, symbol_map(world.seed)[source], source)
+    items += SYMBOL
+    items[..., 3] = np.where(mapped, MAP[LAGS[0]], REPEAT[LAGS[0]]) + lag - LAGS[0]
+    level = np.full(items.shape, -1)
+    level[..., 4] = lag
+    return fill("S", items, level, length)
+
+
+def copy_distances(length: int) -> list[int]:
+    """Distances from motif to cue that fit a row of `length` tokens: 16, 32, 64, 128, 224 where the row is
+    long enough, and the longest that fits."""
+    longest = min(224, length - 1 - MOTIF)
+    return [d for d in (16, 32, 64, 128) if d < longest] + [longest]
+
+
+def copy(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+    """Items: motif of 8 different symbols, Markov filler of function words, the first 2 symbols again as the
+    cue, then the other 6, which are scored.  One distance per row, from the start of the motif to the cue."""
+    distances = np.array(copy_distances(length))
+    distance_B1 = distances[rng.integers(len(distances), size=(rows, 1))]
+    item_B1 = distance_B1 + MOTIF
+    time = np.arange(length - 1)
+    index_BT, at_BT = time // item_B1, time % item_B1
+    count = -(-(length - 1) // (distances[0] + MOTIF))
+    motif_BN = distinct(rng, (rows, count), MOTIF, SYMBOLS).reshape(rows, count * MOTIF)
+    again_BT = at_BT >= distance_B1
+    place_BT = np.where(again_BT, at_BT - distance_B1, at_BT)
+    motif_BT = np.take_along_axis(motif_BN, index_BT * MOTIF + np.minimum(place_BT, MOTIF - 1), axis=1)
+    filler_BT = WORD + markov(rng, rows, length - 1, world)
+    tokens_BT = np.full((rows, length), TAGS["R1"])
+    tokens_BT[:, 1:] = np.where(place_BT < MOTIF, SYMBOL + motif_BT, filler_BT)
+    level_BT = np.full((rows, length), -1)
+    level_BT[:, 1:] = np.where(again_BT & (place_BT >= CUE), distance_B1, -1)
+    return tokens_BT, level_BT
+
+
+def recall(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+    """Multi-query associative recall: items of K key-value pairs, then 3 K slots of two tokens.  Every key is
+    asked once, in a slot at a power-law gap; the other slots hold two function words.  Scored: the value
+    after an asked key.  One K per row, of those whose item of 8 K tokens fits."""
+    choices = [pairs for pairs in PAIRS if 8 * pairs <= length - 1]
+    pairs_B = rng.choice(choices, size=rows)
+    tokens_BT, level_BT = np.empty((rows, length), np.int64), np.empty((rows, length), np.int64)
+    for pairs in choices:
+        chosen = pairs_B == pairs
+        count = -(-(length - 1) // (8 * pairs))
+        items, level = recall_items(rng, (int(chosen.sum()), count), pairs)
+        tokens_BT[chosen], level_BT[chosen] = fill("R2", items, level, length)
+    return tokens_BT, level_BT
+
+
+def recall_items(rng, shape: tuple[int, int], pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items [*shape, 8 pairs] and their levels."""
+    key_BMK = KEY + distinct(rng, shape, pairs, KEYS)
+    value_BMK = VALUE + rng.integers(VALUES, size=(*shape, pairs))
+    slots = 3 * pairs
+    # The `pairs` smallest of E_j / w_j, E exponential, are a draw without replacement with weights w.
+    weight = np.arange(1, slots + 1) ** (GAP_POWER - 1)
+    drawn = np.argsort(rng.standard_exponential((*shape, slots)) / weight, axis=-1)[..., :pairs]
+    asked = np.argsort(rng.random((*shape, pairs)), axis=-1)
+    query = WORD + rng.integers(WORDS, size=(*shape, slots, 2))
+    level = np.full((*shape, 4 * pairs, 2), -1)
+    row, item, _ = np.ogrid[: shape[0], : shape[1], :1]
+    query[row, item, drawn, 0] = np.take_along_axis(key_BMK, asked, axis=-1)
+    query[row, item, drawn, 1] = np.take_along_axis(value_BMK, asked, axis=-1)
+    level[row, item, pairs + drawn, 1] = pairs
+    items = np.concatenate([np.stack([key_BMK, value_BMK], axis=-1), query], axis=-2)
+    return items.reshape(*shape, 8 * pairs), level.reshape(*shape, 8 * pairs)
+
+
+TASKS = (
+    Task(
+        name="S",
+        title="short context: repeat or map the symbol 2 to 4 back",
+        chance=1 / SYMBOLS,
+        ceiling=1.0,
+        scored="the answer, 1 token in 5",
+        knobs="lag 2..4, repeat or a fixed map, equally often",
+        level="lag",
+        generate=short,
+    ),
+    Task(
+        name="R1",
+        title="copy at a distance: continue a motif of 8 symbols from its first 2",
+        chance=1 / SYMBOLS,
+        ceiling=1.0,
+        scored="6 symbols per motif",
+        knobs="distance 16, 32, 64, 128, 224 as far as the context allows, and the longest that fits",
+        level="distance",
+        generate=copy,
+    ),
+    Task(
+        name="R2",
+        title="multi-query associative recall: the value that a key was given",
+        chance=1 / VALUES,
+        ceiling=1.0,
+        scored="the value after each asked key",
+        knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; power-law gaps",
+        level="pairs",
+        generate=recall,
+    ),
+)

@@ -1,0 +1,118 @@
+"""Where rows come from: one source per graded task and one per text corpus.  Both have the same methods:
+rows (training), evaluation, calibration, describe."""
+
+import dataclasses
+
+import numpy as np
+
+from wane.train.data import key
+from wane.train.data.packed import Packed
+from wane.train.data.task import Task, World
+from wane.train.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class GradedSource:
+    """Rows of one graded task, generated when they are asked for.  T = length."""
+
+    task: Task
+    world: World
+    length: int
+
+    def rows(self, seed: int, batch: int, ordinals: np.ndarray) -> np.ndarray:
+        """Training rows [len(ordinals), T] of batch number `batch`."""
+        rng = key.generator("train", seed, batch, self.task.name)
+        return self.task.generate(rng, len(ordinals), self.length, self.world, "train")[0]
+
+    def calibration(self, rows: int, seed: int) -> np.ndarray:
+        """Rows as in training, from a stream of their own."""
+        rng = key.generator("calibration", seed, self.task.name)
+        return self.task.generate(rng, rows, self.length, self.world, "train")[0]
+
+    def evaluation(self, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """tokens_NT, level_NS and bytes_NS of the targets."""
+        rng = key.generator("evaluation", seed, self.task.name)
+        tokens_NT, level_NT = self.task.generate(rng, rows, self.length, self.world, "evaluation")
+        return tokens_NT, level_NT[:, 1:], np.zeros((rows, self.length - 1), np.int32)
+
+    def scored_per_row(self) -> float:
+        """Scored tokens of a training row: the mean over 64 rows that every machine draws alike."""
+        rng = key.generator("density", self.task.name)
+        return float((self.task.generate(rng, 64, self.length, self.world, "train")[1] >= 0).sum() / 64)
+
+    def describe(self) -> dict[str, int | float | str]:
+        """What `wane plan` shows of this source."""
+        return {"task": self.task.name, "scored tokens per row": self.scored_per_row()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextSource:
+    """Windows of T = length tokens of a packed corpus, `offset` added to every token.
+
+    Windows start S = T - 1 tokens apart, so that every token is a target once per epoch; where the first one
+    starts changes from epoch to epoch, and their order is a permutation of its own.
+    """
+
+    task: Task
+    packed: Packed
+    tokenizer: Tokenizer
+    length: int
+    offset: int
+
+    @property
+    def stride(self) -> int:
+        return self.length - 1
+
+    @property
+    def shifts(self) -> int:
+        """In how many places the first window can start."""
+        return min(self.stride, len(self.packed.train) - self.length + 1)
+
+    @property
+    def windows(self) -> int:
+        """Windows per epoch, the same for every start."""
+        return (len(self.packed.train) - self.shifts) // self.stride
+
+    def rows(self, seed: int, batch: int, ordinals: np.ndarray) -> np.ndarray:
+        """The training rows with these ordinals: 0, 1, ... over all rows that this source ever gives."""
+        starts = np.empty(len(ordinals), np.int64)
+        epochs, places = np.divmod(ordinals, self.windows)
+        for epoch in np.unique(epochs):
+            path = self.packed.digest, seed, int(epoch)
+            first = int(key.generator("shift", *path).integers(self.shifts))
+            order = key.permutation(self.windows, *path)
+            starts[epochs == epoch] = first + order[places[epochs == epoch]] * self.stride
+        return self._windows(self.packed.train, starts)
+
+    def calibration(self, rows: int, seed: int) -> np.ndarray:
+        """Windows anywhere in the training part."""
+        rng = key.generator("calibration", self.packed.digest, seed)
+        last = len(self.packed.train) - self.length
+        return self._windows(self.packed.train, rng.integers(last + 1, size=rows))
+
+    def evaluation(self, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """tokens_NT, level_NS and bytes_NS of the targets: different windows of the held-out part.
+        Raises ValueError when it has fewer than `rows`."""
+        windows = (len(self.packed.held_out) - 1) // self.stride
+        if windows < rows:
+            raise ValueError(
+                f"evaluation sequences = {rows}: the held-out part of {self.task.name} has {windows} windows; "
+                "ask for fewer, raise data.held_out or give more text"
+            )
+        chosen = key.permutation(windows, "evaluation", self.packed.digest, seed)[:rows]
+        tokens_NT = self._windows(self.packed.held_out, chosen * self.stride)
+        level_NS = np.zeros((rows, self.stride), np.int64)
+        return tokens_NT, level_NS, self.tokenizer.bytes_V[tokens_NT[:, 1:] - self.offset]
+
+    def describe(self) -> dict[str, int | float | str]:
+        """What `wane plan` shows of this source."""
+        return {
+            "task": self.task.name,
+            **{f"{part} documents": count for part, count in self.packed.documents.items()},
+            "training tokens": len(self.packed.train),
+            "held-out tokens": len(self.packed.held_out),
+            "windows per epoch": self.windows,
+        }
+
+    def _windows(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        return tokens[starts[:, None] + np.arange(self.length)].astype(np.int32) + self.offset

@@ -1,0 +1,76 @@
+"""Metrics of a pack: kept on the device between log points, written per member, watched for divergence."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from wane.train.journal import Journal, Outcome, read_outcome, write_outcome
+from wane.train.progress import Point
+from wane.train.run import Run
+
+
+class Logbook(ExitStack):
+    """Opened at the step from which training goes on.  members: directory per replica, None = not logged.
+
+    `diverged`: replica -> Outcome of those whose loss or gradient was not finite at a log point.
+    """
+
+    def __init__(self, run: Run, members: Sequence[Path | None], step: int, report: Callable[[Point], None]):
+        super().__init__()
+        self.run, self.step, self.report = run, step, report
+        self.members = {r: member for r, member in enumerate(members) if member}
+        self.journals = {r: self.enter_context(closing(Journal(m, step))) for r, m in self.members.items()}
+        earlier = {r: read_outcome(m) for r, m in self.members.items()}
+        self.diverged = {r: o for r, o in earlier.items() if o and o.status == "diverged" and o.step <= step}
+        self._window: list[dict[str, jax.Array]] = []
+        self._since: tuple[float, int] | None = None  # (time, step) from which the rate counts
+
+    @property
+    def all_diverged(self) -> bool:
+        return self.members.keys() == self.diverged.keys()
+
+    def add(self, metrics_R: dict[str, jax.Array]) -> None:
+        """Metrics of one step, not fetched yet: reading them every step would make the device wait."""
+        self._window.append(metrics_R)
+        self.step += 1
+        if self._since is None:
+            jax.block_until_ready(metrics_R)  # the first step compiles: it is not part of the rate
+            self._since = (time.perf_counter(), self.step)
+
+    def write(self) -> None:
+        """A log point: one row per member (loss: mean since the last one), divergence, progress."""
+        host = jax.device_get(self._window)
+        losses_R = np.mean([m["loss"] for m in host], axis=0, dtype=np.float64).tolist()
+        tokens_per_step = self.run.train.batch_size * self.run.shape.context
+        rate = self._rate(tokens_per_step)
+        for r, journal in self.journals.items():
+            row = {
+                "step": self.step,
+                "tokens": self.step * tokens_per_step,
+                "loss": losses_R[r],
+                "grad_norm": float(host[-1]["grad_norm"][r]),
+                "lr": float(host[-1]["lr"][r]),
+                "tokens_per_s": rate,
+            }
+            journal.write(row)
+            self._watch(r, row)
+        self._window = []
+        self.report(Point(self.step, self.run.steps, tuple(losses_R), rate * self.run.replicas))
+
+    def _rate(self, tokens_per_step: int) -> float:
+        """Tokens per second of one member since the last log point; NaN for a window of the first step only."""
+        now, (before, since) = time.perf_counter(), self._since
+        self._since = (now, self.step)
+        return (self.step - since) * tokens_per_step / (now - before) if self.step > since else math.nan
+
+    def _watch(self, r: int, row: dict[str, float]) -> None:
+        if r in self.diverged or math.isfinite(row["loss"] + row["grad_norm"]):
+            return
+        reason = f"loss {row['loss']:g}, gradient norm {row['grad_norm']:g} at learning rate {row['lr']:g}"
+        self.diverged[r] = Outcome(status="diverged", step=row["step"], reason=reason)
+        write_outcome(self.members[r], self.diverged[r])

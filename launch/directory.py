@@ -36,7 +36,18 @@ class StudyDirectory:
 
     def done(self, cell: Cell) -> bool:
         """Whether a cell has finished: its last file is there."""
-        return (self.training(cell) / "done.json" if isinstance(cell, TrainCell) else self.rows(cell)).exists()
+        return (self._trained(cell) if isinstance(cell, TrainCell) else self.rows(cell)).exists()
+
+    def finish(self, cell: TrainCell, outcomes: list[dict]) -> None:
+        """Mark a training cell as done."""
+        write_json(self._trained(cell), {"cell": cell.id, "members": outcomes})
+
+    def forget(self, cell: TrainCell) -> None:
+        """Mark a training cell as not done."""
+        self._trained(cell).unlink(missing_ok=True)
+
+    def _trained(self, cell: TrainCell) -> Path:
+        return self.training(cell) / "done.json"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -110,8 +121,13 @@ class StudyDirectory:
             ],
             "cells": [{"id": cell.id, "title": cell.title} for cell in plan.cells],
         }
-        with atomic_file(self.study_file) as file:
-            file.write((json.dumps(record, indent=1) + "\n").encode())
+        write_json(self.study_file, record)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """A JSON file that appears whole or not at all."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(to_json(value), indent=1) + "\n").encode())
 
 
 def _first(plan: Plan, cell: TrainCell) -> bool:

@@ -1,7 +1,8 @@
 """Run a study: every cell that is not done, in order, then the table and the report."""
 
 import functools
-import json
+import logging
+import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -9,26 +10,29 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.console import Console
 
 from wane.eval import cell as sweeps
-from wane.eval.record import atomic_file, merge, write_rows
+from wane.eval.record import merge, write_rows
 from wane.eval.report import write_report
 from wane.eval.study import Study
 from wane.launch.cells import Cell, SweepCell, TrainCell, mask_step
-from wane.launch.directory import StudyDirectory
+from wane.launch.directory import StudyDirectory, write_json
 from wane.launch.plan import Plan, clock, expected_seconds, matmul_rate
 from wane.launch.progress import Report
-from wane.scaling.config import to_json
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import severity_of
+from wane.scaling.edit import Params
 from wane.scaling.identity import tree_digest
 from wane.train import checkpoint
 from wane.train.journal import read_outcome
 from wane.train.loop import train
 from wane.train.mask import MaskPlan, degradation_mask, given_mask
+from wane.train.mesh import make_mesh
 from wane.train.run import Run, Start
-from wane.train.step import init_state
+
+log = logging.getLogger(__name__)
 
 
 def run_study(
@@ -92,7 +96,7 @@ def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: 
             "checkpoints": str(Path("..", "..", directory.training(cell).relative_to(directory.path), "checkpoints")),
             "replica": replica,
         }  # fmt: skip
-        _write_json(member / "config.json", to_json(config))
+        write_json(member / "config.json", config)
     last = 0
 
     def report(point) -> None:
@@ -101,10 +105,15 @@ def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: 
         last = point.step
 
     outcomes = train(
-        _training_run(cell, plan, directory), cell.stream.batch, directory.training(cell), members, report
+        _training_run(cell, plan, directory),
+        cell.stream.batch,
+        directory.training(cell),
+        members,
+        report,
+        _mesh(len(cell.init_seeds), cell.train.batch_size),
     )
     ended = [{"status": o.status, "step": o.step, "digest": o.digest} for o in outcomes if o is not None]
-    _write_json(directory.training(cell) / "done.json", {"cell": cell.id, "members": ended})
+    directory.finish(cell, ended)
 
 
 def _training_run(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> Run:
@@ -129,6 +138,14 @@ def _training_run(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> Run
     )
 
 
+def _mesh(replicas: int, batch_size: int) -> Mesh | None:
+    """All devices: replicas first, then the batch, then the matrices.  None where there is one device."""
+    devices = jax.device_count()
+    seed = math.gcd(replicas, devices)
+    data = math.gcd(batch_size, devices // seed)
+    return None if devices == 1 else make_mesh(seed, data, devices // seed // data)
+
+
 def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPlan:
     """When and how the mask of a masked member is made: from the parameters of that moment, or from the
     finished member's, with the draw key that a sweep of this method would use."""
@@ -142,7 +159,7 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
     calibration = jnp.asarray(plan.splits.calibration_NT)
     make = degradation_mask(method, cell.shape, calibration, severity, keys)
     if mask.scores == "finished":
-        finished = [load_params(cell.finished, directory, r, cell.steps) for r in range(len(cell.init_seeds))]
+        finished = [load_params(cell.finished, plan, directory, r, cell.steps) for r in range(len(cell.init_seeds))]
         masks = [jax.jit(make)(params, jnp.int32(r)) for r, params in enumerate(finished)]
         make = given_mask(jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks))
     return MaskPlan(at_step=mask_step(mask, cell.steps), mask=make)
@@ -163,24 +180,30 @@ def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: 
             points = plan.environment["points_per_call"]
             rows, timing = sweeps.sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
     path = directory.rows(cell)
-    _write_json(path.parent / "timing.json", timing | {"peak_memory_bytes": _peak_memory()})
+    write_json(path.parent / "timing.json", timing | {"peak_memory_bytes": _peak_memory()})
     write_rows(path, rows)
 
 
 @functools.lru_cache(maxsize=1)
 def _subject(trained: TrainCell, replica: int, step: int, plan: Plan, directory: StudyDirectory) -> sweeps.Subject:
     """A member at a step, on the device; kept until another member is asked for."""
-    params = load_params(trained, directory, replica, step)
+    params = load_params(trained, plan, directory, replica, step)
     member = _member_of(trained, replica, step, plan, digest=tree_digest(params), reason=None)
     return sweeps.Subject(member, params, plan.splits, plan.study.evaluation)
 
 
-def load_params(trained: TrainCell, directory: StudyDirectory, replica: int, step: int):
-    """Parameters of one member at a step.  Raises ValueError when the checkpoint is damaged: deleting the
-    member's directory trains it again."""
-    abstract = jax.eval_shape(lambda: init_state(jax.random.key(0), trained.shape, trained.train))
+def load_params(trained: TrainCell, plan: Plan, directory: StudyDirectory, replica: int, step: int) -> Params:
+    """Parameters of one member at a step.  A damaged checkpoint is refused and computed again from the next
+    older one that is whole: training is deterministic, so the numbers are the same."""
     path = directory.training(trained) / "checkpoints"
-    return checkpoint.load_replica(path, step, replica, abstract).params
+    try:
+        return checkpoint.load_params(path, step, replica)
+    except (ValueError, FileNotFoundError) as error:
+        log.warning("%s; training %s again from the next older checkpoint", error, trained.title)
+        checkpoint.discard_from(path, step)
+        directory.forget(trained)
+        execute_train(trained, plan, directory, tick=lambda steps: None)
+        return checkpoint.load_params(path, step, replica)
 
 
 def _member(cell: SweepCell, plan: Plan, digest: str, reason: str | None) -> sweeps.Member:
@@ -214,11 +237,6 @@ def _announce(plan: Plan, todo: Sequence[Cell], out: Path, console: Console) -> 
     forecast = clock(expected_seconds(plan, todo, matmul_rate()))
     kept = f", {done} done before" if done else ""
     console.print(f"{plan.study.name}: {len(todo)} cells{kept}, about {forecast}, in {out}", highlight=False)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def _peak_memory() -> int:

@@ -5,12 +5,13 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wane.scaling import model
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Scope, Where, severity_of
-from wane.scaling.edit import fold, merge
+from wane.scaling.edit import SITES, Edit, fold, merge
 from wane.scaling.shape import Shape
 
 SHAPES = {
@@ -109,21 +110,36 @@ def bench(case: Case, shape: str) -> Bench:
     return Bench(case, SHAPES[shape])
 
 
-def forward(params, edit, shape: Shape):
-    """Logits under an edit."""
-    x_BSD = model.apply(params, tokens(shape)[:, :-1], shape, edit).x_BSD
-    return model.unembed(merge(params, edit), x_BSD, shape)
+def complete(params: dict, edit: Edit, shape: Shape) -> Edit:
+    """The same edit with every field filled in, so that one executable runs the edits of all methods."""
+    L, H, F = shape.n_layers, shape.n_heads, shape.d_ff
+    sizes = {"head_LH": (L, H), "neuron_LF": (L, F), "attn_L": (L,), "mlp_L": (L,)}
+    bias = {name: jnp.zeros((L, fan_out)) for name, (_, fan_out) in shape.matrices.items()}
+    absmax = edit.activation_absmax
+    return Edit(
+        params={"blocks": merge(params, edit)["blocks"]},
+        bias=bias | (edit.bias or {}),
+        activation_bits={site: jnp.full(L, 16.0) for site in SITES} | (edit.activation_bits or {}),
+        activation_absmax=None if not absmax else {site: jnp.ones(L) for site in SITES} | absmax,
+        **{
+            field: jnp.ones(n) if getattr(edit, field) is None else getattr(edit, field)
+            for field, n in sizes.items()
+        },
+    )
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def loss_and_logits(params: dict, edit: Edit, tokens_NT: jax.Array, shape: Shape):
+    """(((loss, logits), gradients with respect to params and edit))."""
+
+    def loss(params, edit):
+        x_BSD = model.apply(params, tokens_NT[:, :-1], shape, edit).x_BSD
+        logits = model.unembed(merge(params, edit), x_BSD, shape)
+        return model.nll_of_logits(logits, tokens_NT[:, 1:]).mean(), logits
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, edit)
 
 
 def floor_share(n: int, severity: str) -> int:
     """floor(n s) in exact rational arithmetic."""
     return int(Fraction(severity) * int(n))
-
-
-def matrices_of_unit(shape: Shape, kind: str) -> dict[str, tuple[int, int]]:
-    """Matrix -> (axis of the unit, entries per unit) for heads and neurons; k and v are left to the tests."""
-    if kind == "head":
-        return {"q": (2, shape.head_dim), "o": (1, shape.head_dim)}
-    return {
-        name: (1 if name == "down" else 2, 1) for name in ("gate", "up", "down") if name in shape.matrices
-    }

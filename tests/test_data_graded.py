@@ -13,7 +13,7 @@ from wane.train.data.graded_language import successors
 from wane.train.data.task import World
 
 WORLD = World(seed=0, facts=64)
-ROWS = 40
+ROWS = 16
 
 
 def generate(task, length=129, role="train", rows=ROWS, seed=0, world=WORLD):
@@ -102,6 +102,7 @@ def solve_hop(tokens):
         if 23 <= token <= 27:
             hops, x = {23: 0, 24: 1, 25: 2}[token], []
         elif 64 <= token < 68:
+            assert not x or x[-1] != token - 64
             x.append(token - 64)
         else:
             at = len(x) - 1
@@ -160,7 +161,7 @@ def test_solver_derives_every_scored_token_and_no_other(task, length, role):
 
 @pytest.mark.parametrize("task", TASKS)
 @given(length=st.integers(33, 300), rows=st.integers(0, 5), seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_length_is_filled_with_tokens_of_the_language(task, length, rows, seed):
     tokens, level = generate(task, length=length, rows=rows, seed=seed)
     assert tokens.shape == level.shape == (rows, length)

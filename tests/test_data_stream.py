@@ -55,17 +55,18 @@ def test_stream_does_not_depend_on_the_planned_number_of_steps():
     np.testing.assert_array_equal(short.batch(0, 30), long.batch(0, 30))
 
 
-def test_training_evaluation_and_calibration_share_no_graded_sequence():
-    stream = graded_stream()
-    train = rows_of(*(stream.batch(0, step) for step in range(40)))
-    evaluation = rows_of(stream.evaluation(30, 0).tokens_NT)
-    calibration = rows_of(stream.calibration(300, 0))
-    assert len(train) == 640
-    assert len(evaluation) == 270
-    assert len(calibration) == 300
-    assert not train & evaluation
-    assert not train & calibration
-    assert not evaluation & calibration
+@pytest.mark.parametrize("task", TASKS)
+def test_training_evaluation_and_calibration_share_no_graded_sequence(task):
+    stream = graded_stream(
+        task_shares={task: 1}, batch_size=30
+    )  # 30 rows everywhere: no accidental difference
+    parts = [
+        stream.batch(0, 0),
+        stream.batch(0, 1),
+        stream.evaluation(30, 0).tokens_NT,
+        stream.calibration(30, 0),
+    ]
+    assert len(rows_of(*parts)) == 120
 
 
 def test_evaluation_set_is_paired_and_complete(corpus):
@@ -254,6 +255,7 @@ def test_description_counts_what_is_there(corpus):
     assert described["tokens"] == 10 * 16 * 64
     assert described["distinct graded batches"] == 5
     assert sum(source["share of rows"] for source in described["sources"]) == pytest.approx(1)
+    assert [source["task"] for source in described["sources"]] == [*TASKS, corpus]
     text = described["sources"][-1]
     assert text["train documents"] + text["held_out documents"] == 60
     assert text["unique documents"] == -(-text["train documents"] // 2)

@@ -67,8 +67,12 @@ def test_cut_prefers_blank_lines():
     assert [len(part) for part in cut(content)] == [3003, 3001, 9000]
 
 
-def test_files_are_read_in_sorted_order_and_by_recursive_glob(folder):
-    documents = list(text_documents(f"{folder}/*.txt"))
+def test_files_are_read_in_sorted_order_and_by_recursive_glob(folder, monkeypatch):
+    with monkeypatch.context() as patch:  # a file system lists its files in any order
+        patch.setattr(
+            "wane.train.data.corpus.glob.glob", lambda *_, **__: [f"{folder}/b.txt", f"{folder}/a.txt"]
+        )
+        documents = list(text_documents(f"{folder}/*.txt"))
     assert len(documents) == 60
     assert documents[0] == (folder / "a.txt").read_bytes()[: len(documents[0])]
     (folder / "deep").mkdir()
@@ -292,8 +296,6 @@ def test_errors_name_what_is_wrong(folder, tmp_path):
 
 
 def test_standard_library_is_a_corpus_of_whole_modules():
-    corpus = open_corpus("python", Data(sources="python"))
-    documents = list(corpus.documents())
+    documents = list(open_corpus("python", Data(sources="python")).documents())
     assert any(b"class JSONDecoder" in document for document in documents)
     assert 10**6 < sum(map(len, documents)) <= 16 * 2**20
-    assert corpus.digest == open_corpus("python", Data(sources="python")).digest

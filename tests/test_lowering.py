@@ -35,7 +35,7 @@ EDITS = {
     "mlp_L": Edit(mlp_L=ones()),
     "activation_bits": Edit(activation_bits=BITS),
     "activation_absmax": Edit(activation_bits=BITS, activation_absmax=BITS),
-    "weight_bits": Edit(weight_bits=jax.ShapeDtypeStruct((), jnp.float32)),
+    "weight_bits": Edit(weight_bits={"q": ones(1, 1)}),
 }
 
 

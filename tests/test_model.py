@@ -117,7 +117,7 @@ def test_parameter_counts_are_those_of_the_tree(option):
 
 
 def test_layers_start_different_with_the_promised_standard_deviation():
-    shape = shape_of("standard", d_model=64, head_dim=16, d_ff=256, n_layers=4)
+    shape = shape_of("standard, other constants", d_model=64, head_dim=16, d_ff=256, n_layers=4)
     blocks = model.init_params(jax.random.key(0), shape)["blocks"]
     for name, (fan_in, _) in shape.matrices.items():
         std = fan_in**-0.5 * (8**-0.5 if name in ("o", "down") else 1)

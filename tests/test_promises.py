@@ -5,22 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wane.scaling import model
 from wane.scaling.degrade import METHODS
 from wane.scaling.degrade.contract import Where
+from wane.scaling.edit import Edit
 
-from .degrade_cases import CASES, SHAPES, bench, floor_share, forward, tokens, trained
+from .degrade_cases import CASES, bench, complete, floor_share, loss_and_logits, tokens, trained
 
 GRID = ("0.0", "0.1", "0.25", "0.3", "0.5", "0.7", "0.99", "1.0")
-EVERY = [pytest.param(case, shape, id=f"{case}-{shape}") for case in CASES for shape in SHAPES]
-COUNTED = [
-    p
-    for p in EVERY
-    if bench.__wrapped__ and p.values[0].method not in ("rtn", "activations", "gaussian_noise")
-]
-RANDOM = [
-    p for p in EVERY if p.values[0].method.startswith("random") or p.values[0].method == "gaussian_noise"
-]
+UNCOUNTED = ("rtn", "activations", "gaussian_noise")
+TABLE = [(case, "mha-swiglu") for case in CASES] + [(case, "gqa-gelu") for case in CASES if not case.settings]
+EVERY = [pytest.param(*row, id=f"{row[0]}-{row[1]}") for row in TABLE]
+COUNTED = [p for p in EVERY if p.values[0].method not in UNCOUNTED]
+DEFAULTS = EVERY[len(CASES) :]
 
 
 def test_every_method_is_in_the_table():
@@ -38,6 +34,10 @@ def same_bits(a, b) -> bool:
     )
 
 
+def run_model(b, edit):
+    return loss_and_logits(b.params, complete(b.params, edit, b.shape), tokens(b.shape), b.shape)
+
+
 def removed_in(b, severity: float) -> dict[str, np.ndarray]:
     """Matrix -> bool [L, I, O] of what is gone; no trained weight of the models is 0."""
     return {name: w == 0 for name, w in b.at(severity)[1].items()}
@@ -47,9 +47,9 @@ def removed_in(b, severity: float) -> dict[str, np.ndarray]:
 def test_severity_0_is_the_identity(case, shape):
     b = bench(case, shape)
     edit, folded, cost = b.at(0.0)
-    logits = jax.jit(lambda edit: forward(b.params, edit, b.shape))
-    difference = np.abs(np.asarray(logits(edit)) - np.asarray(logits(None))).max()
-    assert difference <= b.method.promises.identity
+    (_, logits), _ = run_model(b, edit)
+    (_, trained_logits), _ = run_model(b, Edit(activation_absmax=edit.activation_absmax))
+    assert np.abs(logits - trained_logits).max() <= b.method.promises.identity
     if b.method.promises.identity == 0:
         assert same_bits(folded, {name: b.params["blocks"][name] for name in folded})
     assert (cost.removed_fraction, cost.relative_weight_error) == (0, 0)
@@ -60,7 +60,7 @@ def test_severity_0_is_the_identity(case, shape):
 def test_removal_is_nested(case, shape):
     b = bench(case, shape)
     if not b.method.promises.nested:
-        assert case.method in ("rtn", "activations", "gaussian_noise")
+        assert case.method in UNCOUNTED
         return
     masks = [removed_in(b, float(s)) for s in GRID]
     for less, more in zip(masks, masks[1:], strict=False):
@@ -128,7 +128,7 @@ def test_other_key_other_edit_only_where_random(case, shape):
     assert differ == b.method.random
 
 
-@pytest.mark.parametrize(("case", "shape"), EVERY[:: len(SHAPES)])
+@pytest.mark.parametrize(("case", "shape"), DEFAULTS)
 def test_draws_map(case, shape):
     b = bench(case, shape)
     severity = jnp.float32(b.severity(0.5, 4, 0.3))
@@ -151,16 +151,16 @@ def test_gradient_goes_straight_through(case, shape):
     b = bench(case, shape)
     severity = jnp.float32(b.severity(0.4, 4, 0.3))
 
+    def filled(params):
+        edit = b.method.apply(params, b.fitted, severity, b.everywhere, jax.random.key(0))
+        return complete(params, edit, b.shape)
+
     @jax.jit
-    def gradient(params):
-        def loss(params):
-            edit = b.method.apply(params, b.fitted, severity, b.everywhere, jax.random.key(0))
-            x_BSD = model.apply(params, tokens(b.shape)[:, :-1], b.shape, edit).x_BSD
-            return model.nll(params, x_BSD, tokens(b.shape), b.shape).mean()
+    def gradient(params, g_edit):
+        return jax.vjp(filled, params)[1](g_edit)[0]
 
-        return jax.grad(loss)(params)
-
-    g = gradient(b.params)
+    _, (g, g_edit) = loss_and_logits(b.params, filled(b.params), tokens(b.shape), b.shape)
+    g = jax.tree.map(jnp.add, g, gradient(b.params, g_edit))
     assert all(np.isfinite(leaf).all() for leaf in leaves(g))
     assert b.method.promises.straight_through
     assert all(np.abs(g["blocks"][name]).max() > 0 for name in b.shape.matrices)
@@ -173,9 +173,7 @@ def test_where_degrades_the_selected_layer_and_nothing_else(case, shape):
     everywhere, layer = b.at(severity)[0], 1
     some = b.at(severity, Where.only(b.shape, layer))[0]
     untouched = b.at(0.0)[0]
-    # ties the three edits leaf by leaf; every leaf of an edit but a calibrated range starts with layers
     for all_L, one_L, none_L in zip(*map(jax.tree.leaves, (everywhere, some, untouched)), strict=True):
-        expected = np.array(none_L)
         expected = np.where(
             (np.arange(len(all_L)) == layer).reshape(-1, *[1] * (all_L.ndim - 1)), all_L, none_L
         )

@@ -13,9 +13,7 @@ from wane.train.config import Train
 from wane.train.mask import MaskPlan, given_mask, masked, masks_of_pack, random_mask
 from wane.train.step import init_pack, loss, pack_step, train_step
 
-SHAPE = Shape(
-    d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=32, vocab=32, context=12, activation="gelu", norm="none"
-)
+SHAPE = Shape(d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=32, vocab=32, context=12, activation="gelu")
 TRAIN = Train(batch_size=4, lr=0.01, eps=1e-6)
 STEPS = 40
 
@@ -34,7 +32,9 @@ def alone_program(shape):
 
 @lru_cache
 def pack_program(packing):
-    return jax.jit(partial(pack_step, shape=SHAPE, train=TRAIN, steps=STEPS, packing=packing), donate_argnums=0)
+    return jax.jit(
+        partial(pack_step, shape=SHAPE, train=TRAIN, steps=STEPS, packing=packing), donate_argnums=0
+    )
 
 
 @lru_cache
@@ -85,18 +85,17 @@ def test_a_pack_of_seeds_and_rates_equals_members_trained_alone(packing):
         alone, losses = train_alone(seed, data_seed, lr, steps=8)
         np.testing.assert_allclose(losses_R[:, r], losses, rtol=1e-5)
         replica = jax.tree.map(lambda leaf, r=r: leaf[r], packed.params)
-        assert_trees(replica, alone.params, partial(np.testing.assert_allclose, atol=2e-4))
+        assert_trees(replica, alone.params, partial(np.testing.assert_allclose, atol=1e-4))
+    assert pack_program(packing)._cache_size() == 1
 
 
-@pytest.mark.parametrize("seeds", [(7,), (7, 1, 2)])
-def test_a_mapped_member_has_the_same_bits_in_any_pack(seeds):
-    """What an interrupted study may rely on: on CPU a member does not depend on who is in its pack."""
+def test_a_mapped_member_has_the_same_bits_in_any_pack():
+    """What an interrupted study may rely on: on CPU a member does not depend on who is in its pack.  (The
+    program without a map differs from it in the last bit where norms are fused, so the loop always maps.)"""
     alone, _ = train_pack((7,), (0,), (0.01,), "map", steps=5)
-    packed, _ = train_pack(seeds, (0,) * len(seeds), (0.01,) * len(seeds), "map", steps=5)
-    single, _ = train_alone(7, 0, 0.01, steps=5)
-    first = jax.tree.map(lambda leaf: leaf[0], packed)
-    assert_trees(first, jax.tree.map(lambda leaf: leaf[0], alone), np.testing.assert_array_equal)
-    assert_trees(first, single, np.testing.assert_array_equal)
+    packed, _ = train_pack((7, 1, 2), (0, 1, 2), (0.01, 0.02, 0.03), "map", steps=5)
+    first_alone, first_packed = (jax.tree.map(lambda leaf: leaf[0], state) for state in (alone, packed))
+    assert_trees(first_packed, first_alone, np.testing.assert_array_equal)
 
 
 def test_masked_weights_stay_zero_and_do_not_reach_the_clip():

@@ -1,9 +1,12 @@
 """Checkpoints of training states: the only file that knows Orbax.
 
-A step is a directory named by its number, committed by one rename, and holds the state as a flat
-{path: array} with a digest of every leaf: Orbax itself loads a flipped bit without a word.
+A step is a directory named by its number, committed by one rename.  It holds the state as a flat
+{path: array}, and in digests.json the digest of every file, checked before Orbax opens it (it fails on damage
+in pages of traceback or loads a flipped bit without a word), and of every leaf as it was in memory.
 """
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable, Collection
@@ -17,7 +20,9 @@ from orbax.checkpoint import v1 as ocp
 from wane.scaling.edit import Params
 from wane.scaling.identity import array_digest
 
-log = logging.getLogger(__name__)
+Wanted = Callable[[dict[str, Any]], dict[str, jax.ShapeDtypeStruct]]
+LOG = logging.getLogger(__name__)
+DIGESTS = "digests.json"
 NEWEST = 2  # checkpoints kept to resume from, besides those that a study needs
 
 
@@ -33,20 +38,26 @@ def save(directory: Path, step: int, state: Any, keep: Collection[int] = ()) -> 
     Raises OSError in one line when it cannot be written; earlier steps stay loadable.
     """
     target = directory.absolute() / str(step)
+    unfinished = target.with_name(f"{step}.saving")
     directory.mkdir(parents=True, exist_ok=True)
     _clear_remains(directory)
-    _discard(target)
     leaves = flat(state)
-    digests = {path: array_digest(leaf) for path, leaf in leaves.items()}
     try:
-        ocp.save(target, leaves, custom_metadata={"digests": digests})
+        ocp.save(unfinished, leaves)
+        digests = {
+            "files": _file_digests(unfinished),
+            "leaves": {k: array_digest(v) for k, v in leaves.items()},
+        }
+        (unfinished / DIGESTS).write_text(json.dumps(digests))
     except Exception as error:  # Orbax raises OSError, ValueError or XlaRuntimeError, depending on the file
         _clear_remains(directory)
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise OSError(
             f"checkpoint {target} could not be written ({reason}): free disk space and run again; "
             f"steps {steps(directory)} are complete"
         ) from error
+    _discard(target)
+    unfinished.rename(target)
     _prune(directory, keep)
 
 
@@ -59,27 +70,35 @@ def restore_newest(directory: Path, abstract: Callable[[int], Any]) -> tuple[int
         try:
             return step, restore(directory, step, abstract(step))
         except ValueError as error:
-            log.warning("%s; trying the next older one", error)
+            LOG.warning("%s; trying the next older one", error)
     return None
 
 
 def restore(directory: Path, step: int, abstract: Any) -> Any:
     """The state of one step, on the devices that `abstract` says.
 
-    Raises FileNotFoundError when there is no such step and ValueError when it is damaged.
+    Raises FileNotFoundError when there is no such step and ValueError when it is damaged or lacks a leaf.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
     wanted = {_name(path): leaf for path, leaf in leaves}
-    loaded = _load(directory, step, wanted)
+
+    def check(stored):
+        for name, leaf in wanted.items():
+            if name not in stored or stored[name].shape != leaf.shape:
+                raise ValueError(
+                    f"checkpoint {directory / str(step)} has no {name} {leaf.shape}: another model's"
+                )
+        return wanted
+
+    loaded = _load(directory, step, check)
     return jax.tree.unflatten(tree, [loaded[path] for path in wanted])
 
 
 def load_params(directory: Path, step: int, replica: int) -> Params:
-    """The parameters of one member of a pack at one step, as arrays on the default device.  Errors as restore."""
-    stored = _metadata(directory, step).metadata
-    wanted = {path: _struct(leaf) for path, leaf in stored.items() if path.startswith("params/")}
+    """The parameters of one member of a pack, as arrays on the default device.  Errors as restore."""
+    loaded = _load(directory, step, lambda stored: _structs(stored, "params/"))
     params: Params = {}
-    for path, leaf in _load(directory, step, wanted).items():
+    for path, leaf in loaded.items():
         *parents, name = path.split("/")[1:]
         node = params
         for parent in parents:
@@ -89,15 +108,12 @@ def load_params(directory: Path, step: int, replica: int) -> Params:
 
 
 def load_replica(directory: Path, step: int, replica: int, abstract: Any) -> Any:
-    """The state of one member of a pack at one step; abstract: a state without replica axis.  Errors as restore."""
-    stored = _metadata(directory, step).metadata
+    """The state of one member of a pack; abstract: that state, without replica axis.  Errors as restore."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
     paths = [_name(path) for path, _ in leaves]
-    if missing := [path for path in paths if path not in stored]:
-        raise ValueError(
-            f"checkpoint {directory / str(step)} has no {missing[0]}: it is of another kind of model"
-        )
-    loaded = _load(directory, step, {path: _struct(stored[path]) for path in paths})
+    loaded = _load(directory, step, lambda stored: _structs(stored, ""))
+    if missing := [path for path in paths if path not in loaded]:
+        raise ValueError(f"checkpoint {directory / str(step)} has no {missing[0]}: another model's")
     return jax.tree.unflatten(tree, [loaded[path][replica] for path in paths])
 
 
@@ -110,35 +126,38 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+def _structs(stored: dict[str, Any], prefix: str) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in stored.items() if k.startswith(prefix)}
 
 
-def _metadata(directory: Path, step: int) -> Any:
+def _verified(directory: Path, step: int) -> dict[str, str]:
+    """Leaf digests of a step whose files are those that were written."""
     path = directory.absolute() / str(step)
     if not path.is_dir():
         raise FileNotFoundError(f"checkpoint {path} does not exist: complete steps are {steps(directory)}")
     try:
-        return ocp.metadata(path)
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        raise _damaged(path, f"unreadable metadata, {type(error).__name__}") from error
+        digests = json.loads((path / DIGESTS).read_text())
+        files, leaves = digests["files"], digests["leaves"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _damaged(path, f"{DIGESTS} is missing or unreadable") from None
+    if wrong := sorted(set(files.items()) ^ set(_file_digests(path).items())):
+        raise _damaged(path, f"{wrong[0][0]} is not what was written")
+    return leaves
 
 
-def _load(directory: Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+def _load(directory: Path, step: int, wanted: Wanted) -> dict[str, Any]:
+    """The leaves of a step that are wanted: from the stored {path: metadata} to {path: jax.ShapeDtypeStruct}."""
+    digests = _verified(directory, step)
     path = directory.absolute() / str(step)
     here = SingleDeviceSharding(jax.local_devices()[0])
     placed = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here)
-        for name, leaf in wanted.items()
+        for name, leaf in wanted(ocp.metadata(path).metadata).items()
     }
-    digests = (_metadata(directory, step).custom_metadata or {}).get("digests", {})
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    try:
-        with context:
-            loaded = ocp.load(path, placed)
-    except Exception as error:
-        raise _damaged(path, f"unreadable, {type(error).__name__}") from error
+    with context:
+        loaded = ocp.load(path, placed)
     for name, leaf in loaded.items():
         if array_digest(leaf) != digests.get(name):
             raise _damaged(path, f"digest of {name} does not match")
@@ -147,6 +166,14 @@ def _load(directory: Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -
 
 def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"checkpoint {path} is damaged ({what}): delete it and run again to compute it again")
+
+
+def _file_digests(path: Path) -> dict[str, str]:
+    """Relative path -> blake2b of the content, of every file but the digests themselves."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != DIGESTS)
+    return {
+        str(f.relative_to(path)): hashlib.blake2b(f.read_bytes(), digest_size=16).hexdigest() for f in files
+    }
 
 
 def _prune(directory: Path, keep: Collection[int]) -> None:
@@ -164,5 +191,5 @@ def _discard(path: Path) -> None:
 def _clear_remains(directory: Path) -> None:
     """What an interrupted save or deletion left; there is one writer per directory."""
     for path in directory.iterdir():
-        if path.is_dir() and (path.name.endswith(".deleted") or ".orbax-checkpoint-tmp" in path.name):
+        if not path.name.isdigit():
             shutil.rmtree(path)

@@ -11,7 +11,7 @@ from wane.scaling.degrade.contract import EVERYTHING, Degradation, Promises, Sco
 from wane.scaling.degrade.cost import cost_of, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.rtn import RTN_BITS, check_groups, quantize_weights, weight_bits
-from wane.scaling.degrade.weights import Weights
+from wane.scaling.degrade.weights import Weights, draw
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
 
@@ -42,13 +42,10 @@ def gaussian_noise(
 
     def fit(params: Params, calibration_NT: Array, key: Array) -> Weights:
         """Noise of energy 1 in every group."""
-        noise = {}
-        for place, name in enumerate(shape.matrices):
-            if name in in_scope:
-                z_LIO = jax.random.normal(jax.random.fold_in(key, place), params["blocks"][name].shape)
-                z_LIO = jnp.where(in_scope[name], z_LIO, 0)
-                noise[name] = z_LIO * lax.rsqrt(jnp.maximum(energy(z_LIO), jnp.finfo(jnp.float32).tiny))
-        return noise
+        normal = draw(jax.random.normal, key, shape)
+        noise = {name: jnp.where(mask, normal[name], 0) for name, mask in in_scope.items()}
+        tiny = jnp.finfo(jnp.float32).tiny  # a group out of scope stays 0
+        return {name: z * lax.rsqrt(jnp.maximum(energy(z), tiny)) for name, z in noise.items()}
 
     def sizes(params: Params, severity: Array, where: Where) -> Weights:
         """Root of the noise energy of each group, broadcast to the group's weights."""

@@ -5,7 +5,7 @@ from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
 from wane.scaling.degrade.replace import Replace
-from wane.scaling.degrade.weights import Group, Weights, weight_pruner
+from wane.scaling.degrade.weights import Group, Weights, draw, weight_pruner
 from wane.scaling.shape import Shape
 
 
@@ -20,12 +20,8 @@ def random_weights(
     """
 
     def score(weights: Weights, key: Array) -> Weights:
-        # One key per matrix, by its place in the block: the scope does not change the draw.
-        place = list(shape.matrices).index
-        return {
-            name: jax.random.uniform(jax.random.fold_in(key, place(name)), w_LIO.shape)
-            for name, w_LIO in weights.items()
-        }
+        scores = draw(jax.random.uniform, key, shape)
+        return {name: scores[name] for name in weights}
 
     return weight_pruner(
         name="random_weights",

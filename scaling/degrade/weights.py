@@ -1,6 +1,7 @@
 """Unstructured pruning: a method supplies a score per weight; score -> rank -> mask -> edit is shared."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -103,7 +104,19 @@ def rank_weights(score: Weights, in_scope: dict[str, np.ndarray], group: Group) 
             name: ranks(s.reshape(len(s), -1), inside[name].reshape(len(s), -1)).reshape(s.shape)
             for name, s in score.items()
         }
-    flat = ranks(*(jnp.concatenate([t[name].ravel() for name in score]) for t in (score, inside)))
-    ends = np.cumsum([s.size for s in score.values()])[:-1]
-    parts = jnp.split(flat, ends)
-    return {name: part.reshape(score[name].shape) for name, part in zip(score, parts, strict=True)}
+    joined = (jnp.concatenate([x[name].ravel() for name in score]) for x in (score, inside))
+    return split(ranks(*joined), {name: s.shape for name, s in score.items()})
+
+
+def split(flat_N: Array, shapes: dict[str, tuple[int, ...]]) -> Weights:
+    """A vector cut into arrays of these shapes, in their order."""
+    ends = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
+    parts = jnp.split(flat_N, ends)
+    return {name: part.reshape(s) for part, (name, s) in zip(parts, shapes.items(), strict=True)}
+
+
+def draw(sample: Callable[[Array, tuple[int]], Array], key: Array, shape: Shape) -> Weights:
+    """sample(key, (N,)) as the block matrices.  All matrices are drawn, so that a scope does not change the
+    draw, and at once, because each call of a generator costs a third of a second of compilation."""
+    sizes = {name: (shape.n_layers, *size) for name, size in shape.matrices.items()}
+    return split(sample(key, (shape.param_counts()["blocks"],)), sizes)

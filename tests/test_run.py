@@ -1,0 +1,177 @@
+"""`wane run` as a user starts it: killed at any moment and run again it ends with the same curves, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wane.eval import load_curves
+
+STUDY = str(Path(__file__).parent / "studies" / "tiny.py")
+
+# Kills its own process by SIGKILL at the n-th call of a function: `moment` names module, attribute, n and whether
+# the call still happens before the kill.  Runs the command line with what follows.
+DRIVER = """
+import importlib, os, signal, sys
+module, attribute, n, when = sys.argv[1].split(",")
+owner = importlib.import_module(module)
+*path, name = attribute.split(".")
+for part in path:
+    owner = getattr(owner, part)
+real, calls = getattr(owner, name), [0]
+
+def stand_in(*args, **kwargs):
+    calls[0] += 1
+    if calls[0] == int(n) and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    out = real(*args, **kwargs)
+    if calls[0] == int(n):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return out
+
+setattr(owner, name, stand_in)
+from wane.launch.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+MOMENTS = {
+    "in training": "wane.train.logbook,Logbook.write,3,after",
+    "in mid-save, before the commit": "wane.train.checkpoint,array_digest,3,after",
+    "after a save, before the old one is deleted": "wane.train.checkpoint,_prune,2,before",
+    "in a sweep": "wane.eval.cell,point_rows,6,after",
+    "while writing rows": "wane.eval.record,pq.write_table,2,after",
+    "before the rows are renamed": "wane.eval.record,os.replace,14,before",
+    "while writing the table of all curves": "wane.launch.run,merge,1,before",
+}
+
+
+def run(out, *, moment=None, study=STUDY, check=True, extra=()):
+    command = ["-c", DRIVER, MOMENTS[moment]] if moment else ["-m", "wane.launch.cli"]
+    done = subprocess.run(
+        [sys.executable, *command, "run", study, "--out", str(out), *extra],
+        capture_output=True, text=True, timeout=600,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    if moment:
+        assert done.returncode == -signal.SIGKILL, f"{moment}: was not reached\n{done.stdout}{done.stderr}"
+    elif check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "study"
+    return out, run(out)
+
+
+def test_a_run_leaves_what_the_layout_promises(whole):
+    out, done = whole
+    record = json.loads((out / "study.json").read_text())
+    assert record["environment"]["jax_version"]
+    members = sorted(out.glob("members/*"))
+    assert len(members) == 2 * 2 * 3  # shapes x seeds x arms
+    for member in members:
+        assert (member / "config.json").is_file()
+        assert (member / "train.jsonl").is_file()
+        assert list(member.glob("checkpoints/*"))
+    assert (out / "report" / "index.html").stat().st_size > 1e6
+    assert list((out / "report" / "figures").glob("*.svg"))
+    assert len(list(out.glob("cells/*/rows.parquet"))) == sum("sweep" in c["title"] for c in record["cells"])
+    assert "rows in" in done.stdout
+
+
+def test_pruning_before_during_and_after_training_are_curves_of_one_table(whole):
+    table = load_curves(whole[0])
+    loss = table[(table.metric == "loss") & (table.task == "all")]
+    for pruned, method in (("after", "random_weights"), ("before", "random_weights"), ("during", "magnitude_weights")):
+        point = loss[(loss.pruned == pruned) & (loss.method == method) & (loss.severity == 0.5)]
+        assert len(point) > 0, pruned
+        np.testing.assert_allclose(point.removed_fraction, 0.5, atol=0.01)
+    assert set(loss[loss.pruned == "before"].pruned_at_step) == {0}
+    assert set(loss[loss.pruned == "during"].pruned_at_step) == {8}
+    assert set(loss[loss.method == "random_weights"].train_step) == {8, 16}
+    assert loss[(loss.pruned == "before")].value.notna().all()
+    assert not ((table.pruned == "before") & table.metric.isin(["kl", "top1_agreement"])).any()
+
+
+def test_shapes_are_paired(whole):
+    """The same evaluation sequences for all; the same untouched member in every one of its sweeps."""
+    table = load_curves(whole[0])
+    assert table.evaluation_digest.nunique() == 1
+    untouched = table[(table.severity == 0) & (table.metric == "loss") & (table.task == "all")]
+    assert (untouched.groupby(["member_id", "train_step"]).value.nunique() == 1).all()
+
+
+def test_running_again_does_nothing(whole):
+    out, _ = whole
+    before = (out / "curves.parquet").read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/rows.parquet")}
+    assert "all" in run(out).stdout
+    assert (out / "curves.parquet").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_curves(whole, tmp_path):
+    """One directory, killed at seven moments in turn; every continuation meets what the last kill left."""
+    for moment in MOMENTS:
+        run(tmp_path / "study", moment=moment)
+    run(tmp_path / "study")
+    assert (tmp_path / "study" / "curves.parquet").read_bytes() == (whole[0] / "curves.parquet").read_bytes()
+    assert not list((tmp_path / "study").glob("cells/*/.*.tmp")), "a continuation sweeps up half-written rows"
+
+
+def test_a_damaged_checkpoint_is_refused_and_computed_again(whole, tmp_path):
+    import shutil
+
+    out = tmp_path / "study"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / "cells")
+    victim = next(out.glob("members/d16*-s0-*/checkpoints/16"))
+    largest = max((p for p in victim.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    done = run(out)
+    assert "damaged" in done.stdout + done.stderr
+    assert (out / "curves.parquet").read_bytes() == (whole[0] / "curves.parquet").read_bytes()
+
+
+def test_two_runs_cannot_share_a_directory(whole):
+    from wane.launch.directory import StudyDirectory
+
+    with StudyDirectory(whole[0]).locked():
+        done = run(whole[0], check=False)
+    assert done.returncode == 2
+    assert "another wane is working there" in done.stderr
+
+
+def test_a_resume_on_another_machine_is_refused(whole, tmp_path):
+    import shutil
+
+    out = tmp_path / "study"
+    shutil.copytree(whole[0], out)
+    record = json.loads((out / "study.json").read_text())
+    record["environment"]["threads"] += 1
+    (out / "study.json").write_text(json.dumps(record))
+    done = run(out, check=False)
+    assert done.returncode == 2
+    assert "threads" in done.stderr
+    assert "--accept-drift" in done.stderr
+    run(out, extra=("--accept-drift",))
+
+
+def test_growing_a_study_keeps_what_is_done(whole, tmp_path):
+    import shutil
+
+    out = tmp_path / "study"
+    shutil.copytree(whole[0], out)
+    done = run(out, extra=("--set", "degradations.1.severities=0.25,0.5"))
+    assert "done before" in done.stdout
+    table = load_curves(out)
+    assert set(table[(table.method == "magnitude_weights") & (table.pruned != "during")].severity) == {0, 0.25, 0.5}

@@ -1,0 +1,196 @@
+"""The sweep engine: compilations, sensitivity from a cached prefix, metrics against a slow numpy recount."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from wane.eval.cell import Member, Splits, Subject, diverged_rows, selections, sweep
+from wane.eval.record import write_rows
+from wane.eval.study import Degrade, Evaluation
+from wane.eval.sweep import Batches
+from wane.scaling.degrade.contract import Scope, Where
+from wane.scaling.model import apply, init_params, unembed
+from wane.scaling.shape import Shape
+from wane.train.data import Data, open_data
+
+SHAPE = Shape(d_model=16, n_layers=3, n_heads=2, head_dim=8, d_ff=24, vocab=512, context=32)
+EVALUATION = Evaluation(sequences=3, batch=4, calibration_sequences=4)
+MEMBER = Member(
+    id="m", study="s", arm="", shape=SHAPE, init_seed=0, data_seed=0, step=1, tokens=1, packing=1,
+    checkpoint_digest="x",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def splits():
+    data = Data(sources="graded", context=32, facts=16, task_shares={"L1": 1.0, "S": 1.0, "L3": 1.0})
+    stream = open_data(data, steps=4, batch_size=4)
+    return Splits(evaluation=stream.evaluation(3, 0), calibration_NT=stream.calibration(4, 0))
+
+
+def subject_of(splits, seed=0, shape=SHAPE):
+    params = jax.tree.map(lambda w: 3 * w, init_params(jax.random.key(seed), shape))
+    return Subject(dataclasses.replace(MEMBER, shape=shape, init_seed=seed), params, splits, EVALUATION)
+
+
+def rows_of(subject, degrade, points=1, draws=None):
+    ticks = []
+    rows, timing = sweep(subject, degrade, draws or range(degrade.draws), "cell", points, ticks.append)
+    return rows, timing, sum(ticks)
+
+
+def value(rows, metric, task="all", **where):
+    found = [r for r in rows if r["metric"] == metric and r["task"] == task and where.items() <= r.items()]
+    assert len(found) == 1, (metric, task, where, len(found))
+    return found[0]["value"]
+
+
+def test_one_executable_for_all_severities_draws_and_seeds(splits):
+    shape = dataclasses.replace(SHAPE, d_ff=25)  # not used elsewhere: nothing is compiled before
+    few = Degrade(method="random_weights", severities=(0.1, 0.2), draws=2)
+    engine = subject_of(splits, 0, shape).engine(few, 1)
+    assert engine.compilations() == 0
+    rows_of(subject_of(splits, 0, shape), few)
+    assert engine.compilations() == 1
+    many = Degrade(method="random_weights", severities=tuple(i / 30 for i in range(1, 30)), draws=3)
+    rows_of(subject_of(splits, 1, shape), many)
+    more = Degrade(method="random_weights", severities=(0.111, 0.222, 0.333))
+    rows_of(subject_of(splits, 2, shape), more)
+    assert subject_of(splits, 2, shape).engine(more, 1) is engine
+    assert engine.compilations() == 1
+    assert engine.fit._cache_size() == 1
+
+
+def test_scopes_of_sensitivity_share_one_executable(splits):
+    shape = dataclasses.replace(SHAPE, d_ff=26)
+    degrade = Degrade(method="random_heads", severities=(0.5, 1.0), each="head")
+    rows, _, ticks = rows_of(subject_of(splits, 0, shape), degrade)
+    assert subject_of(splits, 0, shape).engine(degrade, 1).compilations() == 1
+    assert ticks == 3 * 2 * 3  # layers x heads x severities with the identity
+    assert {(r["layer"], r["head"]) for r in rows} == {(layer, h) for layer in range(3) for h in range(2)}
+
+
+@pytest.mark.parametrize("method", ["random_weights", "rtn", "random_neurons", "activations"])
+def test_sensitivity_from_the_cached_prefix_has_the_bits_of_the_full_forward(splits, method):
+    subject = subject_of(splits)
+    degrade = Degrade(method=method, each="layer")
+    programs = subject.engine(degrade, 1)
+    key = subject.draw_key(degrade, 0)
+    fitted = programs.fit(subject.params, subject.calibration, key)
+    severities = [s for s, _ in degrade.grid(SHAPE)]
+    entering = subject.entering()
+    for layer, _, where in selections(degrade, SHAPE):
+        arguments = (subject.params, fitted, severities, where, key, subject.batches, subject.full_x)
+        above = list(programs.sweep(*arguments, (np.int32(layer), entering[layer])))
+        full = list(programs.sweep(*arguments))
+        for a, b in zip(above, full, strict=True):
+            np.testing.assert_array_equal(a.sums, b.sums)
+    assert not np.array_equal(full[0].sums, full[-1].sums)
+
+
+def test_the_selector_is_taken_into_account(splits):
+    """A prefix that starts above the degraded layer would miss it: the identity must not come out."""
+    rows, _, _ = rows_of(subject_of(splits), Degrade(method="random_weights", severities=(0.9,), each="layer"))
+    for layer in range(3):
+        assert value(rows, "kl", layer=layer, severity=0.0) == pytest.approx(0, abs=1e-7)
+        assert value(rows, "kl", layer=layer, severity=0.9) > 1e-4
+
+
+def test_metrics_against_numpy(splits):
+    subject = subject_of(splits)
+    degrade = Degrade(method="magnitude_weights", severities=(0.6,))
+    rows, _, _ = rows_of(subject, degrade)
+    built = degrade.built(SHAPE)
+    key = subject.draw_key(degrade, 0)
+    edit = built.apply(
+        subject.params, built.fit(subject.params, subject.calibration, key), 0.6, Where.everywhere(SHAPE), key
+    )
+    data = splits.evaluation
+    logits, full = (
+        np.asarray(
+            unembed(subject.params, apply(subject.params, data.tokens_NT[:, :-1], SHAPE, e).x_BSD, SHAPE), np.float64
+        )
+        for e in (edit, None)
+    )
+    log_p, log_full = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (logits, full))
+    targets = data.tokens_NT[:, 1:]
+    nll = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    kl = (np.exp(log_full) * (log_full - log_p)).sum(-1)
+    hit = logits.argmax(-1) == targets
+    at = {"severity": 0.6}
+    assert value(rows, "loss", **at) == pytest.approx(nll.mean(), rel=1e-5)
+    assert value(rows, "perplexity", **at) == pytest.approx(np.exp(nll.mean()), rel=1e-4)
+    assert value(rows, "kl", **at) == pytest.approx(kl.mean(), rel=1e-4)
+    assert value(rows, "top1_agreement", **at) == pytest.approx((logits.argmax(-1) == full.argmax(-1)).mean())
+    for index, task in enumerate(data.tasks):
+        mine = data.task_N == index
+        assert value(rows, "loss", task.name, **at) == pytest.approx(nll[mine].mean(), rel=1e-5)
+        scored = data.scored_NS[mine]
+        assert value(rows, "accuracy", task.name, **at) == pytest.approx(hit[mine][scored].mean())
+    each = next(r for r in rows if r["metric"] == "loss" and r["task"] == "all" and r["severity"] == 0.6)
+    np.testing.assert_allclose(each["per_sequence"], nll.mean(axis=1), rtol=1e-5)
+    assert not any(r["metric"] == "loss_per_byte" for r in rows)  # graded tokens have no bytes
+
+
+def test_loss_per_byte_of_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Zeile {i}: größer als {i * i} ist sie nicht." for i in range(900)))
+    stream = open_data(Data(sources=f"text:{tmp_path}/a.txt", context=32), steps=4, batch_size=4)
+    splits = Splits(evaluation=stream.evaluation(5, 0), calibration_NT=stream.calibration(4, 0))
+    shape = dataclasses.replace(SHAPE, vocab=stream.vocab)
+    rows, _, _ = rows_of(subject_of(splits, 0, shape), Degrade(method="rtn", severities=(4.0,)))
+    per_token, per_byte = (value(rows, m, setting=4.0) for m in ("loss", "loss_per_byte"))
+    tokens, total_bytes = splits.evaluation.bytes_NS.size, splits.evaluation.bytes_NS.sum()
+    assert per_byte == pytest.approx(per_token * tokens / total_bytes)
+
+
+def test_points_in_one_call_agree_with_one_by_one(splits):
+    degrade = Degrade(method="random_weights", severities=(0.1, 0.2, 0.4, 0.8))
+    one, _, _ = rows_of(subject_of(splits), degrade, points=1)
+    chunked, _, ticks = rows_of(subject_of(splits), degrade, points=3)  # 5 severities: the last chunk is padded
+    assert ticks == 5
+    for a, b in zip(one, chunked, strict=True):
+        assert b["value"] == pytest.approx(a["value"], rel=1e-5, abs=1e-6)
+        assert {**a, "value": 0, "per_sequence": 0} == pytest.approx({**b, "value": 0, "per_sequence": 0})
+
+
+def test_draws_are_nested_in_the_member(splits):
+    degrade = Degrade(method="random_weights", severities=(0.5,), draws=3)
+    rows, _, _ = rows_of(subject_of(splits), degrade)
+    losses = [value(rows, "loss", severity=0.5, draw=d) for d in range(3)]
+    assert len(set(losses)) == 3
+    last, _, _ = rows_of(subject_of(splits), degrade, draws=range(2, 3))
+    assert value(last, "loss", severity=0.5) == losses[2]
+    assert len({value(rows, "loss", severity=0.0, draw=d) for d in range(3)}) == 1
+
+
+def test_rows_fit_the_schema_and_a_diverged_member_stays_in_the_table(splits, tmp_path):
+    subject = subject_of(splits)
+    degrade = Degrade(method="remove_layers", settings={"order": "last"})
+    rows, _, _ = rows_of(subject, degrade)
+    write_rows(tmp_path / "rows.parquet", rows)
+    member = dataclasses.replace(MEMBER, id="d", init_seed=9, diverged="training diverged at step 3")
+    gone = diverged_rows(member, degrade, EVALUATION, splits, "cell")
+    table = write_rows(tmp_path / "gone.parquet", gone).to_pylist()
+    assert len(table) == len(degrade.grid(SHAPE))
+    assert {r["status"] for r in table} == {"diverged"}
+    assert {r["value"] for r in table} == {None}
+    assert {r["reason"] for r in table} == {"training diverged at step 3"}
+
+
+def test_a_batch_size_that_does_not_divide_counts_no_sequence_twice(splits):
+    data = splits.evaluation
+    batches = Batches.of(data, 4)
+    assert batches.tokens.shape[:2] == (3, 4)  # 9 sequences: the last batch is filled with earlier ones
+    np.testing.assert_array_equal(batches.tokens.reshape(-1, 33)[:9], data.tokens_NT)
+    rows, _, _ = rows_of(subject_of(splits), Degrade(method="rtn", severities=(4.0,)))
+    counted = next(r for r in rows if r["metric"] == "loss" and r["task"] == "all")
+    assert counted["count"] == 9 * 32
+
+
+def test_a_scope_bounds_the_sensitivity(splits):
+    degrade = Degrade(method="random_weights", severities=(0.5,), scope=Scope(layers=(1, 3)), each="layer")
+    rows, _, _ = rows_of(subject_of(splits), degrade)
+    assert {r["layer"] for r in rows} == {1, 2}

@@ -15,8 +15,8 @@ Cost: see the README's table of measurements.  Expect a loss of about 3 nats/tok
 
 from wane.eval.study import Degrade, Evaluation, Study
 from wane.scaling.family import exact_ladder
-from wane.train.data import Data
 from wane.train.config import Train
+from wane.train.data import Data
 
 STUDY = Study(
     name="quickstart",

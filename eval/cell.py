@@ -181,7 +181,9 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
     return [
         common | about | degrade_columns(degrade) | values
         for name, sum_N, count_N in zip(
-            subject.settings.metrics, *(np.asarray(a, np.float64) for a in (point.sums, point.counts)), strict=True
+            subject.settings.metrics,
+            *(np.asarray(a, np.float64) for a in (point.sums, point.counts)),
+            strict=True,
         )
         if not METRICS[name].relative
         for values in metric_rows(name, sum_N, count_N, subject.splits.evaluation)
@@ -193,7 +195,9 @@ def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: E
     metric, N = METRICS[name], len(evaluation.task_N)
     groups: list[tuple[str, np.ndarray, Any]] = [("all", np.arange(N), None)]
     if len(evaluation.tasks) > 1 or name == "accuracy":
-        groups += [(t.name, np.flatnonzero(evaluation.task_N == i), t) for i, t in enumerate(evaluation.tasks)]
+        groups += [
+            (t.name, np.flatnonzero(evaluation.task_N == i), t) for i, t in enumerate(evaluation.tasks)
+        ]
     for task, index, definition in groups:
         s, c = sum_N[index], count_N[index]
         if c.sum() == 0:
@@ -202,7 +206,9 @@ def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: E
         finite = bool(np.isfinite(value))
         graded = name == "accuracy" and definition is not None
         with np.errstate(invalid="ignore", divide="ignore"):
-            each = [float(v) for v in np.float32(s / c)] if name == "loss" and finite and (c > 0).all() else None
+            each = (
+                [float(v) for v in np.float32(s / c)] if name == "loss" and finite and (c > 0).all() else None
+            )
         yield {
             "task": task, "metric": name, "unit": metric.unit, "metric_version": metric.version,
             "value": float(value) if finite else None, "count": int(c.sum()), "per_sequence": each,

@@ -40,7 +40,9 @@ class Metric:
     better: Literal["lower", "higher"]
     measure: Callable[[View], tuple[Array, Array]]
     finish: Callable[[float], float] = float
-    relative: bool = False  # compares with the undegraded model; means nothing for a model trained under a mask
+    relative: bool = (
+        False  # compares with the undegraded model; means nothing for a model trained under a mask
+    )
     version: int = 1
 
 

@@ -10,8 +10,8 @@ from wane.scaling.degrade import METHODS, build
 from wane.scaling.degrade.contract import Degradation, Scope, severity_of
 from wane.scaling.family import Family
 from wane.scaling.shape import Shape
-from wane.train.data import Data
 from wane.train.config import Train
+from wane.train.data import Data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class Degrade:
         for setting in settings:
             if not allowed[0] <= setting <= allowed[1]:
                 raise ValueError(
-                    f"degradations.severities = {setting}: {self.method} counts in {method.unit}, from {allowed[0]:g}"
-                    f" to {allowed[1]:g}"
+                    f"degradations.severities = {setting}: {self.method} counts in {method.unit},"
+                    f" from {allowed[0]:g} to {allowed[1]:g}"
                 )
         return tuple(sorted((severity_of(setting, method.unit), setting) for setting in settings))
 

@@ -9,10 +9,12 @@ from wane.eval.study import Degrade, FixedMask, Study
 from wane.scaling.config import to_json
 from wane.scaling.identity import VERSIONS, digest_of
 from wane.scaling.shape import Shape
-from wane.train.data import Data, Stream, open_data
 from wane.train.config import Train
+from wane.train.data import Data, Stream, open_data
 
-DRAWS_PER_CELL = 4  # a cell sweeps a block of draws: more draws are new cells, and a kill loses at most a block
+DRAWS_PER_CELL = (
+    4  # a cell sweeps a block of draws: more draws are new cells, and a kill loses at most a block
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +72,8 @@ class SweepCell:
         where = "" if self.degrade.each == "whole" else f" per {self.degrade.each}"
         at = "" if self.step == member.steps else f" step {self.step}"
         arm = f"{member.arm} " if member.arm else ""
-        return f"sweep {arm}{member.shape.name} seed {member.init_seeds[self.replica]}{at} {self.degrade.method}{where}"
+        seed = member.init_seeds[self.replica]
+        return f"sweep {arm}{member.shape.name} seed {seed}{at} {self.degrade.method}{where}"
 
     def points(self) -> int:
         """Curve points that the cell computes."""
@@ -115,9 +118,7 @@ def cohorts(study: Study) -> list[Cohort]:
             stream = dataclasses.replace(opened, steps=steps)
             if data.unique_fraction < 1:  # then the stream depends on its length
                 stream = open_data(data, steps=steps, batch_size=train.batch_size)
-            out.append(
-                Cohort(arm=arm, study=variant, mask=mask, shapes=shapes, steps=steps, stream=stream)
-            )
+            out.append(Cohort(arm=arm, study=variant, mask=mask, shapes=shapes, steps=steps, stream=stream))
     return out
 
 
@@ -130,7 +131,9 @@ def splits(study: Study, stream: Stream) -> Splits:
     )
 
 
-def cells(study: Study, cohorts: Sequence[Cohort], splits: Splits, packs: Sequence[Sequence[int]], width: int) -> list[Cell]:
+def cells(
+    study: Study, cohorts: Sequence[Cohort], splits: Splits, packs: Sequence[Sequence[int]], width: int
+) -> list[Cell]:
     """Every cell of a study in the order in which they run: a member, then its sweeps.
 
     packs: seeds of every pack, from `pack_seeds`, each filled to `width`.
@@ -165,7 +168,9 @@ def _train_cell(
     pairs = dict(zip(study.seeds, study.data_seeds or study.seeds, strict=True))
     needs = source if mask and (mask.scores == "finished" or mask.weights != "current") else None
     if mask and needs is None and (mask.scores == "finished" or mask.weights != "current"):
-        raise ValueError(f"arms.{cohort.arm}: takes a finished member, but its overrides change the shape or length")
+        raise ValueError(
+            f"arms.{cohort.arm}: takes a finished member, but its overrides change the shape or length"
+        )
     fields = {
         "shape": shape, "train": study.train, "data": study.data, "steps": steps,
         "keep_steps": _kept(study, steps), "init_seeds": padded, "data_seeds": tuple(pairs[s] for s in padded),

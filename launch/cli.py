@@ -70,7 +70,9 @@ class Plan:
 class Report:
     """Write report/index.html and the figures of a study directory anew from its curves."""
 
-    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory, such as runs/quickstart")]
+    directory: Annotated[
+        Positional[Path], arg(metavar="DIR", help="a study directory, such as runs/quickstart")
+    ]
     debug: Debug = False
 
 
@@ -103,7 +105,9 @@ class List:
     what: Annotated[
         Positional[Literal["studies", "methods", "metrics", "tasks", "data", "columns"]], arg(metavar="WHAT")
     ]
-    show: Annotated[str | None, arg(metavar="NAME", help="tasks: print a sample; methods: its whole text")] = None
+    show: Annotated[
+        str | None, arg(metavar="NAME", help="tasks: print a sample; methods: its whole text")
+    ] = None
     debug: Debug = False
 
 

@@ -46,7 +46,10 @@ def execute(command: "cli.Command") -> None:
 def _configure_jax() -> None:
     """Compiled programs are kept on disk, however short their compilation was: the default of one second would
     skip every evaluation program."""
-    cache = Path(os.environ.get("WANE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "wane")
+    cache = Path(
+        os.environ.get("WANE_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "wane"
+    )
     jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

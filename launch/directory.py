@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,24 @@ class StudyDirectory:
         packed = len(cell.init_seeds) > 1
         return self.path / "packs" / cell.id if packed else self.member(cell, 0)
 
+    def checkpoints(self, cell: TrainCell) -> Path:
+        return self.training(cell) / "checkpoints"
+
+    def describe(self, cell: TrainCell, replica: int) -> None:
+        """Write a member's config.json: how it is trained and where its checkpoints are."""
+        member = self.member(cell, replica)
+        shared = ("arm", "shape", "steps", "train", "data", "mask", "mask_setting")
+        config = {field: getattr(cell, field) for field in shared} | {
+            "id": member.name,
+            "cell": cell.id,
+            "shape_name": cell.shape.name,
+            "init_seed": cell.init_seeds[replica],
+            "data_seed": cell.data_seeds[replica],
+            "checkpoints": os.path.relpath(self.checkpoints(cell), member),
+            "replica": replica,
+        }
+        write_json(member / "config.json", config)
+
     def rows(self, cell: SweepCell) -> Path:
         return self.path / "cells" / cell.id / "rows.parquet"
 
@@ -58,7 +77,9 @@ class StudyDirectory:
             lock = open(self.path / ".lock", "w")  # noqa: SIM115
         except OSError as error:
             reason = error.strerror or error
-            raise OSError(f"--out = {self.path}: cannot write there ({reason}); choose another directory") from error
+            raise OSError(
+                f"--out = {self.path}: cannot write there ({reason}); choose another directory"
+            ) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,6 +89,11 @@ class StudyDirectory:
                 ) from None
             yield
 
+    def clean(self) -> None:
+        """Remove half-written files that a kill left; only for the process that holds the lock."""
+        for remains in (*self.path.glob(".*.tmp"), *self.path.glob("[cm]*/*/.*.tmp")):
+            remains.unlink()
+
     def record(self) -> dict | None:
         """What study.json says, or None where there is none.  Raises ValueError when it is damaged."""
         if not self.study_file.exists():
@@ -75,7 +101,9 @@ class StudyDirectory:
         try:
             return json.loads(self.study_file.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.study_file}: cannot be read ({error}); restore it or choose another --out") from None
+            raise ValueError(
+                f"{self.study_file}: cannot be read ({error}); restore it or choose another --out"
+            ) from None
 
     def study(self) -> Study:
         """The resolved study that the directory holds."""
@@ -115,7 +143,11 @@ class StudyDirectory:
                 {"arm": arm} | row
                 for arm, variant, _ in plan.study.variants()
                 for row in describe(
-                    [c.shape for c in plan.cells if isinstance(c, TrainCell) and c.arm == arm and _first(plan, c)],
+                    [
+                        c.shape
+                        for c in plan.cells
+                        if isinstance(c, TrainCell) and c.arm == arm and _first(plan, c)
+                    ],
                     variant.family,
                 )
             ],

@@ -22,7 +22,9 @@ def show(what: str, name: str | None, console: Console) -> None:
         if known is None:
             raise ValueError(f"--show {name}: only `list tasks` and `list methods` take it")
         if name not in known:
-            raise ValueError(f"--show {name}: not one of the {what}{close_matches(name, known)}: {', '.join(known)}")
+            raise ValueError(
+                f"--show {name}: not one of the {what}{close_matches(name, known)}: {', '.join(known)}"
+            )
         text = sample(name, 0, 129) if what == "tasks" else inspect.getdoc(METHODS[name])
         console.print(text, highlight=False, markup=False)
         return
@@ -71,9 +73,7 @@ def _data():
 
 
 def _columns():
-    return ("column", "type", "unit", "meaning"), [
-        (c.name, str(c.type), c.unit, c.meaning) for c in COLUMNS
-    ]
+    return ("column", "type", "unit", "meaning"), [(c.name, str(c.type), c.unit, c.meaning) for c in COLUMNS]
 
 
 LISTS = {

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from wane.eval.study import Study
 from wane.eval.cell import Splits
+from wane.eval.study import Study
 from wane.launch.cells import Cell, Cohort, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
 from wane.launch.environment import available_memory
 from wane.scaling.family import describe
@@ -204,7 +204,9 @@ def kind_of(cell: Cell) -> str:
     """What a cell is counted as in the plan's table."""
     if isinstance(cell, TrainCell):
         return f"train {cell.arm}".strip()
-    return f"sweep {cell.degrade.method}" + ("" if cell.degrade.each == "whole" else f" per {cell.degrade.each}")
+    return f"sweep {cell.degrade.method}" + (
+        "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
+    )
 
 
 def bytes_text(count: int) -> str:

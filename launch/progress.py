@@ -5,20 +5,23 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Tick = Callable[..., None]  # tick(n, text="") after n more units of a cell's work
 
 
 class Report:
-    """Two bars: the cells of a study and the work inside the current one.  total: work units of all cells."""
+    """Two bars: all cells of a study, weighed by their work, and the current one.  In a log, where a bar would
+    be noise, one line per finished cell.  work: FLOPs of all cells."""
 
-    def __init__(self, console: Console, title: str, cells: int, total: float):
+    def __init__(self, console: Console, title: str, cells: int, work: float):
         self.console, self.cells, self.done_cells, self.done_work = console, cells, 0, 0.0
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
-            disable=not console.is_terminal,
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"),
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        self.whole = self.bars.add_task(title, total=max(total, 1), rate="")
+        self.whole = self.bars.add_task(title, total=max(work, 1.0), count=f"0/{cells} cells", text="")
 
     def __enter__(self) -> "Report":
         self.bars.start()
@@ -28,26 +31,27 @@ class Report:
         self.bars.stop()
 
     @contextlib.contextmanager
-    def cell(self, title: str, steps: int, work: float, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar of `steps` units for one cell, worth `work` of the whole; yields tick(n)."""
-        task = self.bars.add_task(f"  {title}", total=steps, rate="")
-        started, done = time.perf_counter(), 0
+    def cell(self, title: str, units: int, work: float, unit: str) -> Iterator[Tick]:
+        """The bar of one cell: `units` of its own, worth `work` of the whole."""
+        bar = self.bars.add_task(f"  {title}", total=units, count="", text="")
+        started, done, last = time.perf_counter(), 0, ""
 
-        def tick(n: int) -> None:
-            nonlocal done
-            done += n
-            seconds = max(time.perf_counter() - started, 1e-9)
-            self.bars.update(task, advance=n, rate=f"{done / seconds:.3g} {unit}/s")
-            self.bars.update(self.whole, advance=n * work / max(steps, 1))
+        def tick(n: int, text: str = "") -> None:
+            nonlocal done, last
+            done, last = done + n, text
+            rate = done / max(time.perf_counter() - started, 1e-9)
+            self.bars.update(
+                bar, advance=n, count=f"{done}/{units} {unit}", text=f"{rate:.3g} {unit}/s  {text}"
+            )
+            self.bars.update(self.whole, advance=n * work / max(units, 1))
 
         yield tick
-        self.bars.remove_task(task)
-        self.done_cells += 1
-        self.done_work += work
-        self.bars.update(self.whole, completed=self.done_work)
+        self.bars.remove_task(bar)
+        self.done_cells, self.done_work = self.done_cells + 1, self.done_work + work
+        count = f"{self.done_cells}/{self.cells} cells"
+        self.bars.update(self.whole, completed=self.done_work, count=count)
         if not self.console.is_terminal:
             seconds = time.perf_counter() - started
             rate = f", {done / seconds:.3g} {unit}/s" if done else ""
-            self.console.print(
-                f"[{self.done_cells}/{self.cells}] {title}: {seconds:.1f} s{rate}", highlight=False, markup=False
-            )
+            line = f"[{self.done_cells}/{self.cells}] {title}: {seconds:.1f} s{rate}  {last}"
+            self.console.print(line.rstrip(), highlight=False, markup=False)

@@ -5,7 +5,7 @@ import logging
 import math
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,7 +20,7 @@ from wane.eval.study import Study
 from wane.launch.cells import Cell, SweepCell, TrainCell, mask_step
 from wane.launch.directory import StudyDirectory, write_json
 from wane.launch.plan import Plan, clock, expected_seconds, matmul_rate
-from wane.launch.progress import Report
+from wane.launch.progress import Report, Tick
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import severity_of
 from wane.scaling.edit import Params
@@ -43,6 +43,7 @@ def run_study(
     directory = StudyDirectory(out)
     with directory.locked():
         plan = directory.plan(study, accept_drift=accept_drift)
+        directory.clean()
         directory.write(plan)
         kinds = {"train": TrainCell, "sweep": SweepCell}
         wanted = tuple(kinds[stage] for stage in stages if stage in kinds)
@@ -52,7 +53,9 @@ def run_study(
             for cell in todo:
                 execute(cell, plan, directory, report)
         if "sweep" in stages:
-            table = merge([directory.rows(c) for c in plan.cells if isinstance(c, SweepCell)], directory.curves)
+            table = merge(
+                [directory.rows(c) for c in plan.cells if isinstance(c, SweepCell)], directory.curves
+            )
             console.print(f"{table.num_rows:,} rows in {directory.curves}", highlight=False)
         if "report" in stages:
             console.print(f"report: {write_report(out)}", highlight=False)
@@ -85,23 +88,16 @@ def execute(cell: Cell, plan: Plan, directory: StudyDirectory, report: Report) -
             execute_sweep(cell, plan, directory, tick)
 
 
-def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: Callable[[int], None]) -> None:
+def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: Tick) -> None:
     """Train a pack of members; done.json is its last file."""
     members = [directory.member(cell, r) if r < cell.real else None for r in range(len(cell.init_seeds))]
-    for replica, member in enumerate(members[: cell.real]):
-        config = {
-            "id": member.name, "cell": cell.id, "arm": cell.arm, "shape": cell.shape, "shape_name": cell.shape.name,
-            "init_seed": cell.init_seeds[replica], "data_seed": cell.data_seeds[replica], "steps": cell.steps,
-            "train": cell.train, "data": cell.data, "mask": cell.mask, "mask_setting": cell.mask_setting,
-            "checkpoints": str(Path("..", "..", directory.training(cell).relative_to(directory.path), "checkpoints")),
-            "replica": replica,
-        }  # fmt: skip
-        write_json(member / "config.json", config)
+    for replica in range(cell.real):
+        directory.describe(cell, replica)
     last = 0
 
     def report(point) -> None:
         nonlocal last
-        tick((point.step - last) * len(cell.init_seeds))
+        tick((point.step - last) * len(cell.init_seeds), point.text())
         last = point.step
 
     outcomes = train(
@@ -120,7 +116,7 @@ def _training_run(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> Run
     start = None
     if cell.mask is not None and cell.mask.weights != "current":
         step = mask_step(cell.mask, cell.steps) if cell.mask.weights == "rewound" else 0
-        source = directory.training(cell.finished) / "checkpoints"
+        source = directory.checkpoints(cell.finished)
         start = tuple(
             Start(checkpoints=source, step=step, replica=replica) for replica in range(len(cell.init_seeds))
         )
@@ -159,18 +155,22 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
     calibration = jnp.asarray(plan.splits.calibration_NT)
     make = degradation_mask(method, cell.shape, calibration, severity, keys)
     if mask.scores == "finished":
-        finished = [load_params(cell.finished, plan, directory, r, cell.steps) for r in range(len(cell.init_seeds))]
+        finished = [
+            load_params(cell.finished, plan, directory, r, cell.steps) for r in range(len(cell.init_seeds))
+        ]
         masks = [jax.jit(make)(params, jnp.int32(r)) for r, params in enumerate(finished)]
         make = given_mask(jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks))
     return MaskPlan(at_step=mask_step(mask, cell.steps), mask=make)
 
 
-def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: Callable[[int], None]) -> None:
+def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: Tick) -> None:
     """Sweep one degradation over one member; rows.parquet is its last file."""
     study, trained = plan.study, cell.trained
     outcome = read_outcome(directory.member(trained, cell.replica))
     if outcome is not None and outcome.status == "diverged":
-        member = _member(cell, plan, digest="", reason=f"training diverged at step {outcome.step}: {outcome.reason}")
+        member = _member(
+            cell, plan, digest="", reason=f"training diverged at step {outcome.step}: {outcome.reason}"
+        )
         rows, timing = sweeps.diverged_rows(member, cell.degrade, study.evaluation, plan.splits, cell.id), {}
     else:
         subject = _subject(cell.trained, cell.replica, cell.step, plan, directory)
@@ -185,7 +185,9 @@ def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: 
 
 
 @functools.lru_cache(maxsize=1)
-def _subject(trained: TrainCell, replica: int, step: int, plan: Plan, directory: StudyDirectory) -> sweeps.Subject:
+def _subject(
+    trained: TrainCell, replica: int, step: int, plan: Plan, directory: StudyDirectory
+) -> sweeps.Subject:
     """A member at a step, on the device; kept until another member is asked for."""
     params = load_params(trained, plan, directory, replica, step)
     member = _member_of(trained, replica, step, plan, digest=tree_digest(params), reason=None)
@@ -195,14 +197,14 @@ def _subject(trained: TrainCell, replica: int, step: int, plan: Plan, directory:
 def load_params(trained: TrainCell, plan: Plan, directory: StudyDirectory, replica: int, step: int) -> Params:
     """Parameters of one member at a step.  A damaged checkpoint is refused and computed again from the next
     older one that is whole: training is deterministic, so the numbers are the same."""
-    path = directory.training(trained) / "checkpoints"
+    path = directory.checkpoints(trained)
     try:
         return checkpoint.load_params(path, step, replica)
     except (ValueError, FileNotFoundError) as error:
         log.warning("%s; training %s again from the next older checkpoint", error, trained.title)
         checkpoint.discard_from(path, step)
         directory.forget(trained)
-        execute_train(trained, plan, directory, tick=lambda steps: None)
+        execute_train(trained, plan, directory, tick=lambda *_: None)
         return checkpoint.load_params(path, step, replica)
 
 

@@ -28,7 +28,7 @@ def load_study(name: str, assignments: Sequence[str] = ()) -> Study:
         if not equals:
             raise ValueError(f"--set {text}: must be FIELD=VALUE, such as --set train.lr=0.002")
         pairs[field.strip()] = value.strip()
-    return override(study, pairs) if pairs else study
+    return override(study, pairs)  # reads every field anew, so types in a study file are checked too
 
 
 def description(name: str) -> str:
@@ -40,7 +40,8 @@ def _from_name(name: str) -> Study:
     if name not in names():
         known = ", ".join(names())
         raise ValueError(
-            f"study {name!r} is not known{close_matches(name, names())}: there are {known}; or give the path of a .py file"
+            f"study {name!r} is not known{close_matches(name, names())}: there are {known};"
+            " or give the path of a .py file"
         )
     return importlib.import_module(f"wane.configs.{name}").STUDY
 

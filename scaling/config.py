@@ -159,7 +159,7 @@ def _unknown_field(shown: str, names: list[str], path: str, name: str | None = N
 
 
 def close_matches(value: Any, known: collections.abc.Iterable[Any]) -> str:
-    """"; did you mean …?" for an error line, or nothing."""
+    """ "; did you mean …?" for an error line, or nothing."""
     close = difflib.get_close_matches(str(value), [str(k) for k in known], n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 

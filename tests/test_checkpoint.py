@@ -113,7 +113,7 @@ def test_a_flip_in_any_file_is_refused(tmp_path):
     for path in files:
         position = rng.integers(0, path.stat().st_size)
         flip(path, position)
-        with pytest.raises(ValueError, match=r"is damaged|digest"):
+        with pytest.raises(ValueError, match="is damaged"):
             checkpoint.restore(tmp_path, 1, abstract(1))
         flip(path, position)
     same(checkpoint.restore(tmp_path, 1, abstract(1)), toy(1))

@@ -47,6 +47,7 @@ def test_batch_is_a_pure_function_of_seed_and_step(corpus):
         np.testing.assert_array_equal(batch, backwards[step])
         assert not rows_of(batch) & rows_of(second.batch(4, step))
     assert len(rows_of(*backwards)) == 12 * 16
+    np.testing.assert_array_equal(second.batch(np.int64(3), np.int32(2)), backwards[2])
 
 
 def test_stream_does_not_depend_on_the_planned_number_of_steps():
@@ -74,7 +75,7 @@ def test_evaluation_set_is_paired_and_complete(corpus):
     one, same, other = stream.evaluation(6, 0), stream.evaluation(6, 0), stream.evaluation(6, 1)
     assert one.digest == same.digest != other.digest
     np.testing.assert_array_equal(one.tokens_NT, same.tokens_NT)
-    assert [task.name for task in one.tasks] == [*TASKS, corpus]
+    assert [task.name for task in one.tasks] == [*TASKS, "text:a.txt"]
     assert np.bincount(one.task_N).tolist() == [6] * 10
     assert one.scored_NS.shape == one.bytes_NS.shape == (60, 64)
     text = one.task_N == 9
@@ -200,6 +201,13 @@ def test_text_digest_is_of_content_not_of_paths(tmp_path, corpus):
     assert graded_stream(sources=f"text:{copy}").digest != stream.digest
 
 
+def test_text_tasks_are_named_without_folders(tmp_path, corpus):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.txt").write_text((tmp_path / "a.txt").read_text()[::-1])
+    stream = graded_stream(sources={corpus: 1, f"text:{tmp_path}/b/a.txt": 1})
+    assert [source.task.name for source in stream.sources] == ["text:a.txt", "text:a.txt#2"]
+
+
 def test_world_seed_changes_the_world_and_data_seed_does_not():
     facts = [graded_stream(task_shares={"K": 1}, world_seed=w).sources[0].world for w in (0, 0, 1)]
     assert facts[0] == facts[1] != facts[2]
@@ -209,6 +217,7 @@ def test_config_survives_json():
     config = Data(sources={"graded": 2, "python": 1}, task_shares={"M2": 1, "L1": 3}, facts=10)
     assert hash(config) == hash(Data(**json.loads(json.dumps(dataclasses.asdict(config)))))
     assert config == Data(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert json.dumps(dataclasses.asdict(Data(unique_fraction=1))) == json.dumps(dataclasses.asdict(Data()))
     assert Data(sources="python").sources == (("python", 1.0),)
 
 
@@ -230,7 +239,7 @@ def test_config_survives_json():
         ({"context": 31}, r"data.context = 31: must be at least 32 with graded tasks"),
         ({"sources": "python", "context": 0}, r"data.context = 0: must be at least 1$"),
         ({"bpe_vocab": 256}, r"data.bpe_vocab = 256: must be at least 257"),
-        ({"held_out": 0}, r"data.held_out = 0: must be between 0 and 1"),
+        ({"held_out": 0}, r"data.held_out = 0.0: must be between 0 and 1"),
         ({"unique_fraction": 1.5}, r"data.unique_fraction = 1.5: must be above 0"),
         ({"facts": 0}, r"data.facts = 0: must be 1..16384"),
     ],
@@ -255,7 +264,7 @@ def test_description_counts_what_is_there(corpus):
     assert described["tokens"] == 10 * 16 * 64
     assert described["distinct graded batches"] == 5
     assert sum(source["share of rows"] for source in described["sources"]) == pytest.approx(1)
-    assert [source["task"] for source in described["sources"]] == [*TASKS, corpus]
+    assert [source["task"] for source in described["sources"]] == [*TASKS, "text:a.txt"]
     text = described["sources"][-1]
     assert text["train documents"] + text["held_out documents"] == 60
     assert text["unique documents"] == -(-text["train documents"] // 2)

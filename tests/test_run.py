@@ -89,7 +89,11 @@ def test_a_run_leaves_what_the_layout_promises(whole):
 def test_pruning_before_during_and_after_training_are_curves_of_one_table(whole):
     table = load_curves(whole[0])
     loss = table[(table.metric == "loss") & (table.task == "all")]
-    for pruned, method in (("after", "random_weights"), ("before", "random_weights"), ("during", "magnitude_weights")):
+    for pruned, method in (
+        ("after", "random_weights"),
+        ("before", "random_weights"),
+        ("during", "magnitude_weights"),
+    ):
         point = loss[(loss.pruned == pruned) & (loss.method == method) & (loss.severity == 0.5)]
         assert len(point) > 0, pruned
         np.testing.assert_allclose(point.removed_fraction, 0.5, atol=0.01)
@@ -174,4 +178,8 @@ def test_growing_a_study_keeps_what_is_done(whole, tmp_path):
     done = run(out, extra=("--set", "degradations.1.severities=0.25,0.5"))
     assert "done before" in done.stdout
     table = load_curves(out)
-    assert set(table[(table.method == "magnitude_weights") & (table.pruned != "during")].severity) == {0, 0.25, 0.5}
+    assert set(table[(table.method == "magnitude_weights") & (table.pruned != "during")].severity) == {
+        0,
+        0.25,
+        0.5,
+    }

@@ -92,7 +92,9 @@ def test_sensitivity_from_the_cached_prefix_has_the_bits_of_the_full_forward(spl
 
 def test_the_selector_is_taken_into_account(splits):
     """A prefix that starts above the degraded layer would miss it: the identity must not come out."""
-    rows, _, _ = rows_of(subject_of(splits), Degrade(method="random_weights", severities=(0.9,), each="layer"))
+    rows, _, _ = rows_of(
+        subject_of(splits), Degrade(method="random_weights", severities=(0.9,), each="layer")
+    )
     for layer in range(3):
         assert value(rows, "kl", layer=layer, severity=0.0) == pytest.approx(0, abs=1e-7)
         assert value(rows, "kl", layer=layer, severity=0.9) > 1e-4
@@ -110,7 +112,8 @@ def test_metrics_against_numpy(splits):
     data = splits.evaluation
     logits, full = (
         np.asarray(
-            unembed(subject.params, apply(subject.params, data.tokens_NT[:, :-1], SHAPE, e).x_BSD, SHAPE), np.float64
+            unembed(subject.params, apply(subject.params, data.tokens_NT[:, :-1], SHAPE, e).x_BSD, SHAPE),
+            np.float64,
         )
         for e in (edit, None)
     )
@@ -136,7 +139,9 @@ def test_metrics_against_numpy(splits):
 
 def test_loss_per_byte_of_text(tmp_path, monkeypatch):
     monkeypatch.setenv("WANE_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "a.txt").write_text("\n\n".join(f"Zeile {i}: größer als {i * i} ist sie nicht." for i in range(900)))
+    (tmp_path / "a.txt").write_text(
+        "\n\n".join(f"Zeile {i}: größer als {i * i} ist sie nicht." for i in range(900))
+    )
     stream = open_data(Data(sources=f"text:{tmp_path}/a.txt", context=32), steps=4, batch_size=4)
     splits = Splits(evaluation=stream.evaluation(5, 0), calibration_NT=stream.calibration(4, 0))
     shape = dataclasses.replace(SHAPE, vocab=stream.vocab)
@@ -149,7 +154,9 @@ def test_loss_per_byte_of_text(tmp_path, monkeypatch):
 def test_points_in_one_call_agree_with_one_by_one(splits):
     degrade = Degrade(method="random_weights", severities=(0.1, 0.2, 0.4, 0.8))
     one, _, _ = rows_of(subject_of(splits), degrade, points=1)
-    chunked, _, ticks = rows_of(subject_of(splits), degrade, points=3)  # 5 severities: the last chunk is padded
+    chunked, _, ticks = rows_of(
+        subject_of(splits), degrade, points=3
+    )  # 5 severities: the last chunk is padded
     assert ticks == 5
     for a, b in zip(one, chunked, strict=True):
         assert b["value"] == pytest.approx(a["value"], rel=1e-5, abs=1e-6)

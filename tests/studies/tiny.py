@@ -1,4 +1,4 @@
-"""The smallest study that has every kind of cell: two shapes, two seeds, a mask before, during and after training."""
+"""The smallest study with every kind of cell: two shapes, two seeds, a mask before, during and after training."""
 
 from wane.eval.study import Arm, Degrade, Evaluation, FixedMask, Study
 from wane.scaling.family import exact_ladder

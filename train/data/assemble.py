@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import PurePath
 
 from wane.train.data import vocabulary
 from wane.train.data.corpus import open_corpus
@@ -25,7 +26,7 @@ def open_data(config: Data, *, steps: int, batch_size: int) -> Stream:
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} = {value}: must be at least 1")
-    text_weights = {spec: weight for spec, weight in config.sources if spec != "graded"}
+    text_weights = {spec: weight for spec, weight in config.source_weights.items() if spec != "graded"}
     graded, weights = _open_graded(config)
     text, tokenizer_digest, text_vocab = _open_text(config, list(text_weights))
     first = vocabulary.SIZE if graded else 0
@@ -50,10 +51,9 @@ def open_data(config: Data, *, steps: int, batch_size: int) -> Stream:
 
 def _open_graded(config: Data) -> tuple[list[GradedSource], list[float]]:
     """One source per graded task, and its weight among all rows."""
-    total = dict(config.sources).get("graded")
-    if total is None:
+    if not config.graded:
         return [], []
-    shares = dict(config.task_shares) if config.task_shares else dict.fromkeys(TASKS, 1.0)
+    total, shares = config.source_weights["graded"], config.shares
     world = World(seed=config.world_seed, facts=config.facts)
     sources = [
         GradedSource(task=task, world=world, length=config.context + 1)
@@ -70,8 +70,8 @@ def _open_text(config: Data, specs: list[str]) -> tuple[list[TextSource], str, i
         return [], "", 0
     corpora = [open_corpus(spec, config) for spec in specs]
     tokenizer = open_tokenizer(corpora, config)
-    sources = []
-    for corpus in corpora:
+    sources: list[TextSource] = []
+    for corpus, name in zip(corpora, _names(specs), strict=True):
         packed = open_packed(corpus, tokenizer, config)
         for part, tokens, remedy in (
             ("training", packed.train, "lower data.held_out"),
@@ -84,7 +84,7 @@ def _open_text(config: Data, specs: list[str]) -> tuple[list[TextSource], str, i
                 )
         sources.append(
             TextSource(
-                task=_text_task(corpus.spec),
+                task=_text_task(name),
                 packed=packed,
                 tokenizer=tokenizer,
                 length=config.context + 1,
@@ -94,15 +94,25 @@ def _open_text(config: Data, specs: list[str]) -> tuple[list[TextSource], str, i
     return sources, tokenizer.digest, tokenizer.vocab
 
 
-def _text_task(spec: str) -> Task:
+def _names(specs: list[str]) -> list[str]:
+    """Task names of text sources: their specs without folders, so that no table holds a path; numbered where
+    two would be the same."""
+    names: list[str] = []
+    for spec in specs:
+        short = f"text:{PurePath(spec).name}" if spec.startswith("text:") else spec
+        again = sum(name.split("#")[0] == short for name in names)
+        names.append(f"{short}#{again + 1}" if again else short)
+    return names
+
+
+def _text_task(name: str) -> Task:
     """Text as a task.  Nobody knows its ceiling: chance 0 and ceiling 1 leave its accuracy as it is."""
     return Task(
-        name=spec,
-        title=f"next token of {spec}",
+        name=name,
+        title=f"next token of {name}",
         chance=0.0,
         ceiling=1.0,
         scored="every token",
         knobs="",
         level="",
-        generate=None,
     )

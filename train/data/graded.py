@@ -8,9 +8,9 @@ from wane.train.data import (
     key,
     vocabulary,
 )
-from wane.train.data.task import Task, World
+from wane.train.data.task import GradedTask, World
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, GradedTask] = {
     task.name: task
     for task in (
         *graded_language.TASKS,

@@ -6,7 +6,7 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.graded_language import markov
-from wane.train.data.task import Role, Task, World
+from wane.train.data.task import GradedTask, Role, World
 from wane.train.data.vocabulary import (
     KEY,
     KEYS,
@@ -128,7 +128,7 @@ def recall_items(rng, shape: tuple[int, int], pairs: int) -> tuple[np.ndarray, n
 
 
 TASKS = (
-    Task(
+    GradedTask(
         name="S",
         title="short context: repeat or map the symbol 2 to 4 back",
         chance=1 / SYMBOLS,
@@ -138,7 +138,7 @@ TASKS = (
         level="lag",
         generate=short,
     ),
-    Task(
+    GradedTask(
         name="R1",
         title="copy at a distance: continue a motif of 8 symbols from its first 2",
         chance=1 / SYMBOLS,
@@ -148,7 +148,7 @@ TASKS = (
         level="distance",
         generate=copy,
     ),
-    Task(
+    GradedTask(
         name="R2",
         title="multi-query associative recall: the value that a key was given",
         chance=1 / VALUES,

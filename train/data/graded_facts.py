@@ -7,7 +7,7 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.graded_language import tagged
-from wane.train.data.task import Role, Task, World
+from wane.train.data.task import GradedTask, Role, World
 from wane.train.data.vocabulary import KEY, KEYS, VALUE, WORD, distinct
 
 ATTRIBUTES, TEMPLATES, ATTRIBUTE_VALUES = 4, 4, 64
@@ -60,7 +60,7 @@ def facts(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.nda
 
 
 TASKS = (
-    Task(
+    GradedTask(
         name="K",
         title="facts: an attribute of an entity, known from training only",
         chance=1 / ATTRIBUTE_VALUES,

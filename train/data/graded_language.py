@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from wane.train.data import key
-from wane.train.data.task import Role, Task, World
+from wane.train.data.task import GradedTask, Role, World
 from wane.train.data.vocabulary import END, SYMBOL, TAGS, WORD, pack
 
 STATES = 64
@@ -16,7 +16,8 @@ SUCCESSOR_P = (0.5, 0.25, 0.15, 0.1)  # entropy rate 1.208 nats
 def successors(world_seed: int) -> np.ndarray:
     """The four successors of every state [64, 4], all different.  Each column is a permutation, so the
     stationary distribution is exactly uniform and a unigram predictor is right 1 time in 64."""
-    rng, columns = key.generator("markov", world_seed), []
+    rng = key.generator("markov", world_seed)
+    columns: list[np.ndarray] = []
     while len(columns) < len(SUCCESSOR_P):
         candidate = rng.permutation(STATES)
         if not any((candidate == column).any() for column in columns):
@@ -131,7 +132,7 @@ def dyck(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndar
 
 
 TASKS = (
-    Task(
+    GradedTask(
         name="L1",
         title="bigram: the next symbol of a 64-state Markov chain",
         chance=1 / STATES,
@@ -141,7 +142,7 @@ TASKS = (
         level="",
         generate=bigram,
     ),
-    Task(
+    GradedTask(
         name="L2",
         title="agreement: the verb's ending matches the first noun across nouns of the other number",
         chance=1 / 2,
@@ -152,7 +153,7 @@ TASKS = (
         generate=agreement,
         names=L2_NAMES,
     ),
-    Task(
+    GradedTask(
         name="L3",
         title="Dyck-(8, 4): the type of a closing bracket",
         chance=1 / BRACKETS,

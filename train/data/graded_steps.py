@@ -4,7 +4,7 @@ import numpy as np
 
 from wane.train.data.graded_context import fill
 from wane.train.data.graded_language import tagged
-from wane.train.data.task import Role, Task, World
+from wane.train.data.task import GradedTask, Role, World
 from wane.train.data.vocabulary import (
     DIGIT,
     DIRECT,
@@ -88,7 +88,7 @@ def modular(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.n
 
 
 TASKS = (
-    Task(
+    GradedTask(
         name="M1",
         title="k-hop induction: follow k times the token after the latest earlier occurrence",
         chance=1 / ALPHABET,
@@ -99,7 +99,7 @@ TASKS = (
         generate=hop,
         names={VALUE + i: f"->s{i}" for i in range(ALPHABET)},
     ),
-    Task(
+    GradedTask(
         name="M2",
         title="chain of additions and subtractions modulo 7, direct and with written steps",
         chance=1 / MODULUS,

@@ -9,7 +9,8 @@ import numpy as np
 def generator(*path: str | int) -> np.random.Generator:
     """The generator of this path.  Paths that differ anywhere give unrelated streams, so training,
     evaluation and calibration never share one.  Philox is keyed with a 128-bit digest of the path."""
-    digest = hashlib.blake2b(repr(path).encode(), digest_size=16).digest()
+    words = tuple(part if isinstance(part, str) else int(part) for part in path)  # np.int64(1) is 1 here
+    digest = hashlib.blake2b(repr(words).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 

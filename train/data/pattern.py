@@ -30,6 +30,6 @@ class Pattern:
         """The source of each row number."""
         return self.source[rows % PERIOD]
 
-    def ordinals(self, rows: np.ndarray, source: int) -> np.ndarray:
+    def ordinals(self, rows: np.ndarray | int, source: int) -> np.ndarray:
         """How many rows before each of these row numbers come from `source`."""
         return rows // PERIOD * self.counts[source] + self.before[source, rows % PERIOD]

@@ -7,7 +7,7 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.packed import Packed
-from wane.train.data.task import Task, World
+from wane.train.data.task import GradedTask, Task, World
 from wane.train.data.tokenizer import Tokenizer
 
 
@@ -15,7 +15,7 @@ from wane.train.data.tokenizer import Tokenizer
 class GradedSource:
     """Rows of one graded task, generated when they are asked for.  T = length."""
 
-    task: Task
+    task: GradedTask
     world: World
     length: int
 

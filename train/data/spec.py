@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 from wane.train.data.graded import SHORTEST_CONTEXT, TASKS
 from wane.train.data.graded_facts import MOST_FACTS
@@ -36,16 +36,18 @@ class Data:
     tfds_data_dir: str | None = None
 
     def __post_init__(self):
-        sources = ((self.sources, 1.0),) if isinstance(self.sources, str) else self.sources
+        sources = {self.sources: 1.0} if isinstance(self.sources, str) else self.sources
         object.__setattr__(self, "sources", _weights("sources", sources))
-        for spec, _ in self.sources:
+        for spec in self.source_weights:
             _check_source(spec)
         if self.task_shares is not None:
-            object.__setattr__(self, "task_shares", _weights("task_shares", self.task_shares))
-            for task, _ in self.task_shares:
+            shares = _weights("task_shares", self.task_shares)
+            for task, _ in shares:
                 _check_name("task_shares", task, list(TASKS))
-            in_order = sorted(self.task_shares, key=lambda pair: list(TASKS).index(pair[0]))
+            in_order = sorted(shares, key=lambda pair: list(TASKS).index(pair[0]))
             object.__setattr__(self, "task_shares", tuple(in_order))
+        for field in ("held_out", "unique_fraction"):
+            object.__setattr__(self, field, float(getattr(self, field)))  # 1 and 1.0 are one config
         _check_name("tokenizer", self.tokenizer, ["bytes", "bpe"])
         shortest = SHORTEST_CONTEXT if self.graded else 1
         allowed = {
@@ -66,9 +68,21 @@ class Data:
                 raise ValueError(f"data.{field} = {getattr(self, field)}: must be {rule}")
 
     @property
+    def source_weights(self) -> dict[str, float]:
+        """`sources` as a mapping."""
+        return dict(cast(Weights, self.sources))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """`task_shares` as a mapping, every task there."""
+        if self.task_shares is None:
+            return dict.fromkeys(TASKS, 1.0)
+        return dict(cast(Weights, self.task_shares))
+
+    @property
     def graded(self) -> bool:
         """Whether the graded task language is one of the sources."""
-        return any(spec == "graded" for spec, _ in self.sources)
+        return "graded" in self.source_weights
 
 
 def _weights(field: str, given: Mapping[str, float] | Weights) -> Weights:

@@ -38,5 +38,11 @@ class Task:
     scored: str
     knobs: str
     level: str
-    generate: Generate | None  # None: text, which is read, not generated
-    names: Mapping[int, str] = dataclasses.field(default_factory=dict)  # how its tokens print
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class GradedTask(Task):
+    """A task of the graded language: with its generator, and names for tokens that mean something special."""
+
+    generate: Generate
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from wane.train.data.spec import Data
 
@@ -93,7 +94,7 @@ def _why_not(tfds, name: str, data_dir: str | None, error: Exception) -> str:
 @contextmanager
 def _few_retries() -> Iterator[None]:
     """Without a network TFDS retries silently for 204 s."""
-    downloader = importlib.import_module("tensorflow_datasets.core.download.downloader")
+    downloader: Any = importlib.import_module("tensorflow_datasets.core.download.downloader")
     before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 1
     try:
         yield

@@ -1,0 +1,102 @@
+"""Names by content, and golden numbers: when one of them moves, the version of its stage must be raised."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from wane.eval.measure import METRICS, View
+from wane.scaling.degrade import METHODS, build
+from wane.scaling.degrade.contract import Where
+from wane.scaling.edit import fold
+from wane.scaling.identity import VERSIONS, array_digest, digest_of, tree_digest
+from wane.scaling.model import apply, init_params, unembed
+from wane.scaling.shape import Shape
+from wane.train.config import Train
+from wane.train.data import Data, open_data
+from wane.train.step import init_state, train_step
+
+GOLDEN = Path(__file__).parent / "golden" / "identity.json"
+SHAPE = Shape(d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=24, vocab=512, context=64)
+
+
+def stream():
+    return open_data(Data(sources="graded", context=64, facts=16), steps=3, batch_size=4)
+
+
+def data_numbers():
+    opened = stream()
+    arrays = [opened.batch(5, step) for step in range(2)]
+    arrays += [opened.evaluation(2, 1).tokens_NT, opened.calibration(3, 1)]
+    return [array_digest(np.asarray(a, np.int32)) for a in arrays]
+
+
+def train_numbers():
+    opened, train = stream(), Train(tokens=768, tokens_per_param=None, batch_size=4)
+    state, losses = init_state(jax.random.key(3), SHAPE, train), []
+    step = jax.jit(lambda s, t: train_step(s, t, 0.01, shape=SHAPE, train=train, steps=3))
+    for i in range(3):
+        state, metrics = step(state, opened.batch(5, i))
+        losses += [float(metrics["loss"]), float(metrics["grad_norm"])]
+    return [*losses, float(np.abs(state.params["blocks"]["q"]).sum()), float(np.abs(state.params["embed"]).sum())]
+
+
+def method_numbers():
+    params = init_params(jax.random.key(3), SHAPE)
+    tokens, where, numbers = stream().calibration(2, 0), Where.everywhere(SHAPE), {}
+    for name in METHODS:
+        method = build(name, SHAPE)
+        fitted = method.fit(params, tokens, jax.random.key(1))
+        severity = 1 - 4 / 16 if method.unit == "bits" else 0.5
+        edit = jax.jit(method.apply)(params, fitted, severity, where, jax.random.key(2))
+        after = fold(params, edit, SHAPE.kv_heads)
+        logits = unembed(params, apply(params, tokens[:, :-1], SHAPE, edit).x_BSD, SHAPE)
+        numbers[name] = [*(float(np.abs(w).sum()) for w in after.values()), float(np.abs(logits).sum())]
+    return numbers
+
+
+def metric_numbers():
+    rng = np.random.default_rng(0)
+    logits, full = rng.normal(size=(2, 3, 5, 7)).astype(np.float32)
+    view = View(
+        logits_BSV=logits, full_BSV=full, nll_BS=np.abs(rng.normal(size=(3, 5))).astype(np.float32),
+        targets_BS=rng.integers(0, 7, (3, 5)), scored_BS=rng.random((3, 5)) < 0.5,
+        bytes_BS=rng.integers(1, 4, (3, 5)),
+    )  # fmt: skip
+    return {name: [np.asarray(x, float).tolist() for x in m.measure(view)] for name, m in METRICS.items()}
+
+
+NUMBERS = {"data": data_numbers, "train": train_numbers, "method": method_numbers, "metric": metric_numbers}
+
+
+@pytest.mark.parametrize("stage", sorted(VERSIONS))
+def test_numbers_move_only_with_the_version(stage):
+    """To raise: change VERSIONS, then `python tests/test_identity.py` writes the new golden numbers."""
+    golden = json.loads(GOLDEN.read_text())[f"{stage}{VERSIONS[stage]}"]
+    now = json.loads(json.dumps(NUMBERS[stage]()))
+    pairs = list(zip(jax.tree.leaves(golden), jax.tree.leaves(now), strict=True))
+    assert jax.tree.structure(golden) == jax.tree.structure(now), f"{stage}: raise its version"
+    for before, after in pairs:
+        same = before == after if isinstance(before, str) else np.isclose(before, after, rtol=2e-4, atol=1e-5)
+        assert same, f"{stage} computes {after} where version {VERSIONS[stage]} computed {before}: raise its version"
+
+
+def test_digests_name_content():
+    a = {"x": np.arange(6, dtype=np.float32), "y": {"z": np.int32(3)}}
+    assert tree_digest(a) == tree_digest({"y": {"z": np.int32(3)}, "x": np.arange(6, dtype=np.float32)})
+    assert tree_digest(a) != tree_digest({**a, "x": np.arange(6, dtype=np.float64)})
+    assert tree_digest(a) != tree_digest({**a, "x": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    flipped = a["x"].copy()
+    flipped.view(np.uint8)[5] ^= 1
+    assert tree_digest(a) != tree_digest({**a, "x": flipped})
+    assert tree_digest(a) != tree_digest({"w": a["x"], "y": a["y"]})
+    assert array_digest(np.zeros((2, 3)).T) == array_digest(np.zeros((3, 2)))
+    assert digest_of({"a": 1, "b": (1, 2)}) == digest_of({"b": [1, 2], "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": 1.5})
+
+
+if __name__ == "__main__":
+    numbers = {f"{stage}{VERSIONS[stage]}": compute() for stage, compute in NUMBERS.items()}
+    GOLDEN.write_text(json.dumps(numbers, indent=1) + "\n")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from wane.eval.record import atomic_file
-from wane.eval.summary import AXES, FEW_SEEDS
+from wane.eval.summary import AXES, FEW_SEEDS, bit_ticks
 
 STYLE = {
     "svg.hashsalt": "wane",  # ids inside an SVG are random without it
@@ -91,6 +91,12 @@ def _draw(axes: Axes, part: pd.DataFrame, shapes: pd.DataFrame, axis: str) -> No
             axes.plot(
                 line[axis], line["mean"], color=shape.light, linestyle=LINES[shape.dash], label=shape.group
             )
+    if axis == "severity" and (ticks := bit_ticks(part)):
+        names = [text if text.isdigit() else f"\n{text}" for text in ticks.values()]  # 1.6 stands close to 2
+        axes.set_xticks(list(ticks), names)
+        axes.set_xlim(min(ticks) - 0.02, max(ticks) + 0.02)
+    elif axis == "severity":
+        axes.set_xlim(left=0)
     if axis == "bits_per_weight" and not axes.xaxis_inverted():
         axes.invert_xaxis()  # harm grows to the right on every axis
 
@@ -101,7 +107,7 @@ def _curve_figure(curve: str, part: pd.DataFrame, shapes: pd.DataFrame) -> Figur
     panels = figure.subplots(1, len(axes_shown), sharey=True, squeeze=False)[0]
     for axes, axis in zip(panels, axes_shown, strict=True):
         _draw(axes, part, shapes, axis)
-        axes.set_xlabel(AXES[axis])
+        axes.set_xlabel("bits" if axis == "severity" and bit_ticks(part) else AXES[axis])
     panels[0].set_ylabel("excess loss (nats/token)")
     _legend(figure, panels[0], f"{curve}: {_band_words(part)}")
     return figure
@@ -117,7 +123,7 @@ def _overview(points: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
         part = points[points["curve"] == curve]
         _draw(axes, part, shapes, "severity")
         axes.set_title(_wrapped(curve))
-        axes.set_xlim(left=0)
+        axes.set_xlabel("bits" if bit_ticks(part) else "")
     for axes in panels[len(curves) :]:
         axes.set_axis_off()
     panels[0].set_ylim(*_limits(points))

@@ -103,6 +103,7 @@ def _curves(part: pd.DataFrame, draws: pd.DataFrame, index: Mapping[str, int]) -
         x |= {axis: _numbers(by_severity[axis]) for axis in summary.AXES if axis != "severity"}
         curve = {"shape": index[group], "x": x, "series": _series(lines)}
         curve["setting"] = [f"{value:.4g} {unit}" for value in by_severity["setting"]]
+        curve["ticks"] = summary.bit_ticks(lines)
         _add_draws(curve["series"], draws[draws["group"] == group], severities)
         curves.append(curve)
     return sorted(curves, key=lambda curve: curve["shape"])

@@ -88,12 +88,15 @@ function drawCurves() {
   const range = state.common ? yRange(all, state.log) : undefined;
   DATA.panels.forEach((panel, i) => {
     const empty = `no ${metric.title} on ${state.task === "all" ? "all tasks" : state.task}<br>against a varying ${DATA.axes[state.x]}`;
+    const ticks = state.x === "severity" ? Object.entries(Object.assign({}, ...panel.curves.map((c) => c.ticks))) : [];
+    const at = ticks.map(([severity]) => +severity);
+    const bits = { tickvals: at, ticktext: ticks.map(([, text]) => text), range: [Math.min(...at) - 0.02, Math.max(...at) + 0.02] };
     const more = {
-      xaxis: state.x === "bits_per_weight" ? { autorange: "reversed" } : { rangemode: "tozero" },
+      xaxis: state.x === "bits_per_weight" ? { autorange: "reversed" } : at.length ? bits : { rangemode: "tozero" },
       yaxis: { type: state.log ? "log" : "linear", ...(range ? { range } : {}) },
       annotations: all[i].length ? [] : [{ text: empty, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
     };
-    draw(document.getElementById(`curve-${i}`), all[i], layout(DATA.axes[state.x], yTitle, more));
+    draw(document.getElementById(`curve-${i}`), all[i], layout(at.length ? "bits" : DATA.axes[state.x], yTitle, more));
   });
 }
 

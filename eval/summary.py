@@ -94,6 +94,13 @@ def curve_points(frame: pd.DataFrame, keys: Sequence[str] = ("curve", "group")) 
     return points[complete].drop(columns="sd")
 
 
+def bit_ticks(points: pd.DataFrame) -> dict[float, str]:
+    """severity -> bits, where a curve was set in bits: severity 1 - bits/16 crowds what matters, 8 bits and
+    below, at the right end of its axis, so there the axis starts and bits are its labels.  Else empty."""
+    rows = points[(points["setting_unit"] == "bits") & (points["setting"] <= 8)]
+    return {float(s): f"{bits:.2g}" for s, bits in zip(rows["severity"], rows["setting"], strict=True)}
+
+
 def plain_curves(frame: pd.DataFrame) -> pd.DataFrame:
     """The points of `plain` rows that form a curve: at least two severities."""
     points = curve_points(plain(frame))

@@ -149,7 +149,3 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.close(sys.stdout.fileno())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

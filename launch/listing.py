@@ -4,6 +4,7 @@ import inspect
 
 import jax  # noqa: F401  (methods are built for their default grids)
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wane.eval.columns import COLUMNS
@@ -31,7 +32,7 @@ def show(what: str, name: str | None, console: Console) -> None:
     columns, rows = LISTS[what]()
     table = Table(*columns, show_lines=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 

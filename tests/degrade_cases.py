@@ -10,7 +10,7 @@ import numpy as np
 
 from wane.scaling import model
 from wane.scaling.degrade import build
-from wane.scaling.degrade.contract import Scope, Where, severity_of
+from wane.scaling.degrade.contract import EVERYTHING, Scope, Where, severity_of
 from wane.scaling.edit import SITES, Edit, fold, merge
 from wane.scaling.shape import Shape
 
@@ -36,7 +36,7 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return "-".join([self.method, *(f"{k}={v}" for k, v in self.settings)])
 
-    def build(self, shape: Shape, scope: Scope = Scope()):
+    def build(self, shape: Shape, scope: Scope = EVERYTHING):
         return build(self.method, shape, scope, dict(self.settings))
 
 
@@ -83,7 +83,7 @@ class Bench:
         self.shape, self.params = shape, trained(shape)
         self.method = case.build(shape)
         self.everywhere = Where.everywhere(shape)
-        self.fit = jax.jit(self.method.fit)
+        self.fit = jax.jit(lambda *arguments: self.method.fit(*arguments))  # a cache of its own
         self.fitted = self.fit(self.params, tokens(shape), jax.random.key(1))
         self.run = jax.jit(self._run)
 
@@ -119,7 +119,7 @@ def complete(params: dict, edit: Edit, shape: Shape) -> Edit:
     return Edit(
         params={"blocks": merge(params, edit)["blocks"]},
         bias=bias | (edit.bias or {}),
-        activation_bits={site: jnp.full(L, 16.0) for site in SITES} | (edit.activation_bits or {}),
+        activation_bits={site: jnp.full(L, 16, jnp.float32) for site in SITES} | (edit.activation_bits or {}),
         activation_absmax=None if not absmax else {site: jnp.ones(L) for site in SITES} | absmax,
         **{
             field: jnp.ones(n) if getattr(edit, field) is None else getattr(edit, field)
@@ -128,7 +128,11 @@ def complete(params: dict, edit: Edit, shape: Shape) -> Edit:
     )
 
 
-@functools.partial(jax.jit, static_argnames="shape")
+# Compiled without optimisation where only the mathematics is tested, which halves the time.
+QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
+
+
+@functools.partial(jax.jit, static_argnames="shape", **QUICK)
 def loss_and_logits(params: dict, edit: Edit, tokens_NT: jax.Array, shape: Shape):
     """(((loss, logits), gradients with respect to params and edit))."""
 

@@ -1,5 +1,7 @@
 """The table of promises: every method, each held to what it declares."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from wane.scaling.degrade import METHODS
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import Edit
 
-from .degrade_cases import CASES, bench, complete, floor_share, loss_and_logits, tokens, trained
+from .degrade_cases import CASES, QUICK, bench, complete, floor_share, loss_and_logits, tokens, trained
 
 GRID = ("0.0", "0.1", "0.25", "0.3", "0.5", "0.7", "0.99", "1.0")
 UNCOUNTED = ("rtn", "activations", "gaussian_noise")
@@ -122,7 +124,7 @@ def test_other_key_other_edit_only_where_random(case, shape):
     b = bench(case, shape)
     severity = b.severity(0.5, 4, 0.3)
     edits = [
-        b.at(severity, fitted=b.fit(b.params, tokens(b.shape), jax.random.key(seed)))[1] for seed in range(4)
+        b.at(severity, fitted=b.fit(b.params, tokens(b.shape), jax.random.key(seed)))[1] for seed in range(12)
     ]
     differ = any(not same_bits(edits[0], other) for other in edits[1:])
     assert differ == b.method.random
@@ -138,7 +140,7 @@ def test_draws_map(case, shape):
         fitted = b.method.fit(b.params, tokens(b.shape), key)
         return b._run(b.params, fitted, severity, b.everywhere, key)[1]
 
-    together = jax.jit(jax.vmap(folded))(keys)
+    together = jax.jit(jax.vmap(folded), **QUICK)(keys)
     for i, key in enumerate(keys):
         alone = b.at(severity, fitted=b.fit(b.params, tokens(b.shape), key))[1]
         for name, w_LIO in alone.items():
@@ -155,7 +157,7 @@ def test_gradient_goes_straight_through(case, shape):
         edit = b.method.apply(params, b.fitted, severity, b.everywhere, jax.random.key(0))
         return complete(params, edit, b.shape)
 
-    @jax.jit
+    @functools.partial(jax.jit, **QUICK)
     def gradient(params, g_edit):
         return jax.vjp(filled, params)[1](g_edit)[0]
 

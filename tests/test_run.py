@@ -51,7 +51,7 @@ MOMENTS = {
 
 
 def run(out, *, moment=None, study=STUDY, check=True, extra=()):
-    command = ["-c", DRIVER, MOMENTS[moment]] if moment else ["-m", "wane.launch.cli"]
+    command = ["-c", DRIVER, MOMENTS[moment]] if moment else ["-m", "wane.launch"]
     done = subprocess.run(
         [sys.executable, *command, "run", study, "--out", str(out), *extra],
         capture_output=True, text=True, timeout=600,

@@ -22,8 +22,8 @@ STUDY = Study(
     name="quickstart",
     note="Three shapes matched in non-embedding parameters, wide to deep, two seeds each.",
     family=exact_ladder(96, depths=(1, 4, 9), head_dim=16),
-    data=Data(sources="graded", context=128, facts=64),
-    train=Train(tokens=400_000, tokens_per_param=None, batch_size=16),
+    data=Data(sources="graded", context=64, facts=64),
+    train=Train(tokens=400_000, tokens_per_param=None, batch_size=32),
     seeds=(0, 1),
     degradations=(
         Degrade(method="random_weights", draws=2),
@@ -36,5 +36,5 @@ STUDY = Study(
         Degrade(method="gaussian_noise", settings={"match": "rtn"}),
         Degrade(method="random_weights", severities=(0.3, 0.6), each="layer"),
     ),
-    evaluation=Evaluation(sequences=8),
+    evaluation=Evaluation(sequences=16, batch=36),
 )

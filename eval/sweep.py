@@ -56,10 +56,10 @@ class Engine:
     ):
         self.degradation, self.points = degradation, points
         self.fit = _jit(degradation.fit, precision)
-        self._point = _jit(
+        self.point = _jit(
             functools.partial(_over_severities, points, _point, shape, degradation, metrics), precision
         )
-        self._point_above = _jit(
+        self.point_above = _jit(
             functools.partial(_over_severities, points, _point_above, shape, degradation, metrics), precision
         )
 
@@ -74,15 +74,15 @@ class Engine:
             chunk = list(severities[first : first + self.points])
             padded = np.asarray(chunk + chunk[-1:] * (self.points - len(chunk)), np.float32)
             if below is None:
-                out = self._point(padded, params, fitted, where, key, batches, full_x)
+                out = self.point(padded, params, fitted, where, key, batches, full_x)
             else:
-                out = self._point_above(padded, params, fitted, where, key, batches, full_x, *below)
+                out = self.point_above(padded, params, fitted, where, key, batches, full_x, *below)
             for i in range(len(chunk)):
                 yield jax.tree.map(lambda a, i=i: a[i], out)
 
     def compilations(self) -> int:
         """How many executables the points have cost so far."""
-        return self._point._cache_size() + self._point_above._cache_size()
+        return self.point._cache_size() + self.point_above._cache_size()
 
 
 @functools.lru_cache(maxsize=64)

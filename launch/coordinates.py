@@ -160,10 +160,9 @@ def draw_coordinates(rows: Sequence[Row], path: Path) -> None:
             chosen = [row for row in rows if (row["parametrization"], row["axis"]) == (name, axis)]
             for step, points in _groups(chosen, "step"):
                 ax.plot(*_means(points, size, site), marker="o", markersize=3, label=f"step {step}")
-            ax.set(
-                xlabel=size, ylabel=f"mean |{site.replace('_', ' ')}|", title=name, xscale="log", yscale="log"
-            )
-    axes[0][-1].legend(fontsize="x-small")
+            ax.set(xlabel=size, ylabel=f"mean |{site.replace('_', ' ')}|", title=name, yscale="log")
+            ax.set_xscale("log", base=2)
+    axes[0][0].legend(fontsize="x-small")
     figure.savefig(path)
 
 

@@ -147,7 +147,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(cell_table(plan))
     data = plan.splits.evaluation
     for source in plan.cohorts[0].stream.describe()["sources"]:
-        facts = ", ".join(f"{name} {value}" for name, value in source.items())
+        values = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in source.items()}
+        facts = ", ".join(f"{name} {value}" for name, value in values.items())
         console.print(f"data: {facts}", highlight=False)
     console.print(
         f"evaluation: {len(data.tokens_NT)} sequences of {study.data.context} tokens, digest {data.digest};"

@@ -25,6 +25,7 @@ ALLOWED = {
     Case.of("random_weights", group="global", replace="mean"): WEIGHTS,
     Case.of("magnitude_weights"): WEIGHTS,
     Case.of("random_neurons"): (RANGE, LAYER),
+    Case.of("random_neurons", group="global", replace="rescale"): (RANGE,),
     Case.of("random_heads"): (RANGE, LAYER, HEAD),
     Case.of("random_heads", group="layer"): (HEAD,),
     Case.of("remove_layers"): (RANGE, LAYER),

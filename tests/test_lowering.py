@@ -3,6 +3,7 @@
 PROGRAMS is the list to extend: name -> (function, its arguments as arrays or ShapeDtypeStructs).
 """
 
+import functools
 import re
 
 import jax
@@ -10,9 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wane.eval import sweep
+from wane.eval.measure import METRICS
 from wane.scaling import model
+from wane.scaling.degrade import METHODS, build
+from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import SITES, Edit
 from wane.scaling.shape import Shape
+from wane.train import step
+from wane.train.config import Train
 
 SHAPE = Shape(d_model=16, n_layers=2, n_heads=4, head_dim=4, d_ff=24, vocab=32, context=8, n_kv_heads=2)
 PARAMS = jax.eval_shape(lambda key: model.init_params(key, SHAPE), jax.random.key(0))
@@ -48,6 +55,54 @@ def loss(params, tokens_BT):
     return model.nll(params, x_BSD, tokens_BT, SHAPE).mean()
 
 
+def training_programs():
+    """A pack of two members, one after another and as one program, with and without a mask."""
+    train, R = Train(), 2
+    seeds_R, lr_R = jax.ShapeDtypeStruct((R,), jnp.uint32), jax.ShapeDtypeStruct((R,), jnp.float32)
+    init = functools.partial(step.init_pack, shape=SHAPE, train=train)
+    state_R = jax.eval_shape(init, seeds_R)
+    mask = {name: jax.ShapeDtypeStruct((R, SHAPE.n_layers, *s), bool) for name, s in SHAPE.matrices.items()}
+    tokens = jax.ShapeDtypeStruct((R, *TOKENS_BT.shape), jnp.int32)
+    programs = {"init_pack": (init, seeds_R)}
+    for packing in ("map", "vmap"):
+        update = functools.partial(step.pack_step, shape=SHAPE, train=train, steps=9, packing=packing)
+        programs[f"training step, {packing}"] = (update, state_R, tokens, lr_R)
+        programs[f"training step under a mask, {packing}"] = (
+            update,
+            state_R._replace(mask=mask),
+            tokens,
+            lr_R,
+        )
+    return programs
+
+
+def sweep_programs():
+    """What a sweep runs: the undegraded forward, and per method the fit and a point, whole and from a prefix."""
+    n, where = 3, jax.tree.map(jnp.asarray, Where.everywhere(SHAPE))
+    batches = sweep.Batches(
+        jax.ShapeDtypeStruct((n, *TOKENS_BT.shape), jnp.int32),
+        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), bool),
+        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
+    )
+    full_x = jax.ShapeDtypeStruct((n, *X_BSD.shape), jnp.float32)
+    key, layer = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
+    programs = {
+        "undegraded": (sweep.undegraded(SHAPE, "highest"), PARAMS, batches),
+        "entering": (sweep.entering(SHAPE, "highest"), PARAMS, batches),
+    }
+    for name in METHODS:
+        method = build(name, SHAPE)
+        fitted = jax.eval_shape(method.fit, PARAMS, TOKENS_BT, key)
+        programs[f"fit {name}"] = (method.fit, PARAMS, TOKENS_BT, key)
+        for points in (1, 2):
+            engine = sweep.Engine(SHAPE, method, tuple(METRICS), "highest", points)
+            severities = jax.ShapeDtypeStruct((points,), jnp.float32)
+            arguments = (severities, PARAMS, fitted, where, key, batches, full_x)
+            programs[f"{points} points of {name}"] = (engine.point, *arguments)
+        programs[f"point of {name} above a layer"] = (engine.point_above, *arguments, layer, full_x)
+    return programs
+
+
 PROGRAMS = {
     "init_params": (lambda key: model.init_params(key, SHAPE), jax.eval_shape(jax.random.key, 0)),
     "apply": (apply, PARAMS, TOKENS_BS),
@@ -60,6 +115,8 @@ PROGRAMS = {
     "nll": (lambda *args: model.nll(*args, SHAPE), PARAMS, X_BSD, TOKENS_BT),
     "gradient of nll": (jax.grad(loss), PARAMS, TOKENS_BT),
 } | {f"apply with edit of {field}": (apply, PARAMS, TOKENS_BS, edit) for field, edit in EDITS.items()}
+
+PROGRAMS |= training_programs() | sweep_programs()
 
 
 def host_callbacks(function, *args, platform: str) -> list[str]:

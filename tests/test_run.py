@@ -1,5 +1,6 @@
 """`wane run` as a user starts it: killed at any moment and run again it ends with the same curves, bit for bit."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -183,3 +184,53 @@ def test_growing_a_study_keeps_what_is_done(whole, tmp_path):
         0.25,
         0.5,
     }
+
+
+def test_packs_and_chunks_of_an_accelerator_give_the_same_table_to_tolerance(whole, tmp_path, monkeypatch):
+    """What an accelerator would do, done on CPU: three seeds in packs of two, three severities per call."""
+    from rich.console import Console
+
+    from wane.launch import directory, environment
+    from wane.launch.run import run_study
+    from wane.launch.studies import load_study
+
+    packed = {"pack": 2, "packing": "vmap", "points_per_call": 3}
+    monkeypatch.setattr(directory, "resolve", lambda seeds: environment.resolve(seeds) | packed)
+    study = load_study(STUDY, ["family.depths=1"])
+    study = dataclasses.replace(study, degradations=study.degradations[:1], arms=study.arms[1:])
+    run_study(study, tmp_path / "packed", ("train", "sweep"), Console(quiet=True))
+    one, both = load_curves(whole[0]), load_curves(tmp_path / "packed")
+    keys = [
+        "shape",
+        "arm",
+        "init_seed",
+        "train_step",
+        "pruned",
+        "method",
+        "draw",
+        "severity",
+        "task",
+        "metric",
+    ]
+    one = one[one.layer.isna()]
+    pairs = one.merge(both, on=keys, suffixes=("", "_packed"), how="right", validate="1:1")
+    assert pairs.value.notna().all()
+    smooth = pairs[pairs.metric.isin(["loss", "perplexity"]) & (pairs.method != "magnitude_weights")]
+    np.testing.assert_allclose(smooth.value_packed, smooth.value, rtol=2e-3)
+    assert set(both.packing) == {2}
+    assert len(list(tmp_path.glob("packed/packs/*/checkpoints"))) == 2
+    # Growth: a third seed opens a pack of its own, filled with a dummy, and leaves the old one alone.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("packed/packs/*/done.json")}
+    study = dataclasses.replace(study, seeds=(0, 1, 2))
+    run_study(study, tmp_path / "packed", ("train",), Console(quiet=True))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(tmp_path.glob("packed/packs/*/done.json"))) == len(before) + 2
+    assert len(list(tmp_path.glob("packed/members/d16-L1-f32-s2-*"))) == 1
+
+
+def test_packs_keep_their_members():
+    from wane.launch.cells import pack_seeds
+
+    assert pack_seeds([0, 1, 2], 2) == [[0, 1], [2]]
+    assert pack_seeds([0, 1, 2, 3, 4], 2, [[0, 1], [2]]) == [[0, 1], [2], [3, 4]]
+    assert pack_seeds([1, 2], 2, [[0, 1], [2]]) == [[2], [1]]

@@ -225,10 +225,10 @@ def mask_digests():
 
 @pytest.mark.parametrize("failing", [None, 4, 12])
 def test_a_mask_from_a_later_step_survives_interruption(tmp_path, failing, mask_digests):
-    """at_step 6: weights are whole at 5, removed at 7 and at the end; an interruption on either side of it
+    """at_step 6: weights are whole at 6, removed at 7 and at the end; an interruption on either side of it
     changes nothing."""
     plan = MaskPlan(at_step=6, mask=random_mask(SHAPE, 0.5, (0,)))
-    run = dataclasses.replace(RUN, mask_from=plan, keep_steps=(0, 5, 7))
+    run = dataclasses.replace(RUN, mask_from=plan, keep_steps=(0, 6, 7))
 
     def interrupted(data_seed, step):
         if step == failing:
@@ -243,9 +243,9 @@ def test_a_mask_from_a_later_step_survives_interruption(tmp_path, failing, mask_
         step: (
             np.asarray(checkpoint.load_params(tmp_path / "checkpoints", step, 0)["blocks"]["q"]) == 0
         ).mean()
-        for step in (5, 7, 20)
+        for step in (6, 7, 20)
     }
-    assert zeros == {5: 0.0, 7: 0.5, 20: 0.5}
+    assert zeros == {6: 0.0, 7: 0.5, 20: 0.5}
     assert len(set(mask_digests.values())) == 1
 
 

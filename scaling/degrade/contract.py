@@ -134,7 +134,7 @@ class Cost(NamedTuple):
     removed_fraction: Array  # entries that are zero, or read by nothing, and were not zero before
     relative_weight_error: Array  # sum (w - w')^2 / sum w^2, multipliers folded into the weights
     bits_per_weight: Array  # deployed: values, scales and mask indices, 16 bits for an untouched weight
-    compression_ratio: Array  # 16 / bits_per_weight
+    compression_ratio: Array  # 16 / bits_per_weight; infinite where no weight is left to store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

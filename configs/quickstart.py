@@ -18,6 +18,8 @@ from wane.scaling.family import exact_ladder
 from wane.train.config import Train
 from wane.train.data import Data
 
+FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0)
+
 STUDY = Study(
     name="quickstart",
     note="Three shapes matched in non-embedding parameters, wide to deep, two seeds each.",
@@ -26,15 +28,15 @@ STUDY = Study(
     train=Train(tokens=400_000, tokens_per_param=None, batch_size=32),
     seeds=(0, 1),
     degradations=(
-        Degrade(method="random_weights", draws=2),
-        Degrade(method="magnitude_weights"),
-        Degrade(method="random_neurons", draws=2),
-        Degrade(method="random_heads", draws=2),
-        Degrade(method="remove_layers", settings={"order": "random"}, draws=2),
+        Degrade(method="random_weights", severities=FRACTIONS, draws=2),
+        Degrade(method="magnitude_weights", severities=FRACTIONS),
+        Degrade(method="random_neurons", severities=FRACTIONS, draws=2),
+        Degrade(method="random_heads", severities=FRACTIONS, draws=2),
+        Degrade(method="remove_layers", settings={"order": "random"}, severities=FRACTIONS, draws=2),
         Degrade(method="rtn"),
         Degrade(method="activations"),
         Degrade(method="gaussian_noise", settings={"match": "rtn"}),
         Degrade(method="random_weights", severities=(0.3, 0.6), each="layer"),
     ),
-    evaluation=Evaluation(sequences=16, batch=36),
+    evaluation=Evaluation(sequences=8, batch=36),
 )

@@ -78,7 +78,12 @@ _DEGRADATION = (
     _real("severity_2", "", "severity of the second method of a composition", nullable=True),
     _real("setting", "see setting_unit", "the severity as the user wrote it"),
     _text("setting_unit", "unit of setting", allowed=("fraction", "bits", "layers", "sigma")),
-    _real("removed_fraction", "fraction", "share of all block-matrix weights that are really gone", nullable=True),
+    _real(
+        "removed_fraction",
+        "fraction",
+        "share of all block-matrix weights that are really gone",
+        nullable=True,
+    ),
     _real("relative_weight_error", "", "squared norm of w - w' over squared norm of w", nullable=True),
     _real("bits_per_weight", "bits", "effective bits per weight, scales and indices included", nullable=True),
     _real("compression_ratio", "", "bits before over bits after, scales and indices included", nullable=True),

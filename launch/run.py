@@ -148,7 +148,7 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
     mask, evaluation = cell.mask, plan.study.evaluation
     method = build(mask.method, cell.shape, settings=mask.settings)
     keys = jnp.stack([
-        jax.random.key_data(sweeps.draw_key(evaluation.draw_seed, init, data, mask.method, 0))
+        sweeps.draw_key(evaluation.draw_seed, init, data, mask.method, 0)
         for init, data in zip(cell.init_seeds, cell.data_seeds, strict=True)
     ])  # fmt: skip
     severity = severity_of(cell.mask_setting, method.unit)

@@ -3,12 +3,15 @@
 import dataclasses
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from wane.eval.study import Degrade, Evaluation, Study
 from wane.launch import cli, environment, plan
+from wane.launch.progress import Report
 from wane.launch.studies import load_study, names
 from wane.scaling.config import from_json, override, parse, to_json
 
@@ -166,11 +169,30 @@ def test_help_answers_without_jax():
         assert word in done.stdout
 
 
+def test_progress_is_lines_in_a_log_and_bars_on_a_terminal():
+    log, terminal = (Console(file=StringIO(), force_terminal=t, width=160) for t in (False, True))
+    for console in (log, terminal):
+        with Report(console, "mine", cells=2, work=10.0) as report:
+            for title in ("train a", "sweep b"):
+                with report.cell(title, 4, 5.0, "steps") as tick:
+                    tick(3, "loss 2.5")
+                    report.bars.refresh()
+                    tick(1, "loss 2.0")
+    first, second = log.file.getvalue().splitlines()
+    assert first.startswith("[1/2] train a: ")
+    assert second.startswith("[2/2] sweep b: ")
+    assert second.endswith("loss 2.0")
+    for words in ("3/4 steps", "loss 2.5", "1/2 cells", "left"):
+        assert words in terminal.file.getvalue()
+
+
 def test_a_config_survives_json_and_overrides():
     study = load_study("quickstart")
     again = from_json(Study, to_json(study), "")
     assert to_json(again) == to_json(study)
-    changed = override(study, {"train.lr": "0.5", "data.sources": "python", "seeds": "3,4", "sweep_steps": "[7]"})
+    changed = override(
+        study, {"train.lr": "0.5", "data.sources": "python", "seeds": "3,4", "sweep_steps": "[7]"}
+    )
     assert (changed.train.lr, changed.seeds, changed.sweep_steps) == (0.5, (3, 4), (7,))
     assert dict(changed.data.sources) == {"python": 1.0}
     assert override(study, {"data.sources": '{"graded": 0.5, "python": 0.5}'}).data.graded
@@ -180,7 +202,15 @@ def test_a_config_survives_json_and_overrides():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("1e-3", 1e-3), ("none", None), ("True", True), ("a,1", ["a", 1]), ("(1, 2)", (1, 2)), ("x y", "x y")],
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("none", None),
+        ("True", True),
+        ("a,1", ["a", 1]),
+        ("(1, 2)", (1, 2)),
+        ("x y", "x y"),
+    ],
 )
 def test_words_of_a_command_line(text, value):
     assert parse(text) == value

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+from degrade_cases import CASES, SHAPES, bench
 
 from wane.scaling.degrade.contract import Where
-
-from .degrade_cases import CASES, SHAPES, bench
 
 TABLE = [(case, "mha-swiglu") for case in CASES] + [(case, "gqa-gelu") for case in CASES if not case.settings]
 

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import SHAPES, Case, bench, tokens
 
 from wane.scaling import model
 from wane.scaling.degrade.contract import Scope, bits_of, severity_of
 from wane.scaling.degrade.rtn import round_matrix
 from wane.scaling.edit import SITES
-
-from .degrade_cases import SHAPES, Case, bench, tokens
 
 RTN = np.load(Path(__file__).parent / "golden" / "rtn.npz")
 

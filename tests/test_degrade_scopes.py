@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import SHAPES, Case, tokens, trained
 
 from wane.scaling.degrade.contract import Scope, Where, severity_of
 from wane.scaling.edit import SITES, fold
-
-from .degrade_cases import SHAPES, Case, tokens, trained
 
 SHAPE = SHAPES["gqa-gelu"]
 DEEP = SHAPES["mha-swiglu"]

@@ -3,11 +3,10 @@
 import inspect
 
 import pytest
+from degrade_cases import SHAPES
 
 from wane.scaling.degrade import METHODS, build, describe
 from wane.scaling.degrade.contract import severity_of
-
-from .degrade_cases import SHAPES
 
 SHAPE = SHAPES["mha-swiglu"]
 

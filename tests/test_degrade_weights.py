@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import SHAPES, Case, bench, tokens, trained
 
 from wane.scaling import model
 from wane.scaling.degrade.calibrate import input_statistics
 from wane.scaling.degrade.contract import Scope, Where
 from wane.scaling.edit import SITES
 from wane.scaling.shape import Shape
-
-from .degrade_cases import SHAPES, Case, bench, tokens, trained
 
 JAXPRUNER = np.load(Path(__file__).parent / "golden" / "magnitude_jaxpruner.npz")
 NAMES = list(SHAPES)

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import SHAPES, complete, loss_and_logits, tokens, trained
 
 from wane.scaling.edit import Edit, fold, merge
-
-from .degrade_cases import SHAPES, complete, loss_and_logits, tokens, trained
 
 SHAPE = SHAPES["gqa-gelu"]
 MHA = SHAPES["mha-swiglu"]

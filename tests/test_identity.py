@@ -40,7 +40,11 @@ def train_numbers():
     for i in range(3):
         state, metrics = step(state, opened.batch(5, i))
         losses += [float(metrics["loss"]), float(metrics["grad_norm"])]
-    return [*losses, float(np.abs(state.params["blocks"]["q"]).sum()), float(np.abs(state.params["embed"]).sum())]
+    return [
+        *losses,
+        float(np.abs(state.params["blocks"]["q"]).sum()),
+        float(np.abs(state.params["embed"]).sum()),
+    ]
 
 
 def method_numbers():
@@ -80,7 +84,9 @@ def test_numbers_move_only_with_the_version(stage):
     assert jax.tree.structure(golden) == jax.tree.structure(now), f"{stage}: raise its version"
     for before, after in pairs:
         same = before == after if isinstance(before, str) else np.isclose(before, after, rtol=2e-4, atol=1e-5)
-        assert same, f"{stage} computes {after} where version {VERSIONS[stage]} computed {before}: raise its version"
+        assert same, (
+            f"{stage} computes {after} where version {VERSIONS[stage]} computed {before}: raise its version"
+        )
 
 
 def test_digests_name_content():

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_model as reference
+from model_cases import OPTIONS, forward, neutral_edit, random_edit, random_params, random_tokens, shape_of
 
 from wane.scaling import model
 from wane.scaling.edit import SITES, Edit
 from wane.scaling.quantize import IDENTITY_BITS
-
-from . import reference_model as reference
-from .model_cases import OPTIONS, forward, neutral_edit, random_edit, random_params, random_tokens, shape_of
 
 SHAPES_EDITED = ("llama", "norm after", "no residual", "grouped queries", "all at once")
 

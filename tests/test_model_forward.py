@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_model as reference
+from model_cases import OPTIONS, forward, random_edit, random_params, random_tokens, shape_of
 
 from wane.scaling import model
 from wane.scaling.edit import Edit
-
-from . import reference_model as reference
-from .model_cases import OPTIONS, forward, random_edit, random_params, random_tokens, shape_of
 
 BF16_ROUNDING = 2.0**-8  # largest relative error of one rounding to bfloat16
 

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_cases import forward, random_params, random_tokens
 
 from wane.scaling import model
 from wane.scaling.shape import Parametrization, Shape
-
-from .model_cases import forward, random_params, random_tokens
 
 TOY = Path(__file__).parent / "golden" / "toy_model.npz"
 STANDARD = Parametrization(name="standard")

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import CASES, QUICK, bench, complete, floor_share, loss_and_logits, tokens, trained
 
 from wane.scaling.degrade import METHODS
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import Edit
-
-from .degrade_cases import CASES, QUICK, bench, complete, floor_share, loss_and_logits, tokens, trained
 
 GRID = ("0.0", "0.1", "0.25", "0.3", "0.5", "0.7", "0.99", "1.0")
 UNCOUNTED = ("rtn", "activations", "gaussian_noise")

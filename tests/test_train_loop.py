@@ -9,13 +9,12 @@ import subprocess
 import sys
 import textwrap
 import time
-from io import StringIO
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
+from mask_cases import random_mask
 from tensorboardX.proto.event_pb2 import Event
 
 from wane.scaling.identity import tree_digest
@@ -24,9 +23,8 @@ from wane.train import checkpoint
 from wane.train.config import Train
 from wane.train.journal import read_outcome
 from wane.train.loop import train
-from wane.train.mask import MaskPlan, random_mask
+from wane.train.mask import MaskPlan
 from wane.train.prefetch import prefetched
-from wane.train.progress import Point, progress
 from wane.train.run import Run, Start
 
 SHAPE = Shape(
@@ -296,16 +294,3 @@ def test_batches_are_made_ahead_in_order():
     time.sleep(0.05)
     assert made == [3, 4, 5]
     assert list(ahead) == [(4, 40), (5, 50), (6, 60)]
-
-
-def test_progress_is_lines_in_a_log_and_a_bar_on_a_terminal():
-    points = [Point(step, 30, (2.0, 1.5), 1234.0) for step in (10, 20, 30)]
-    log, terminal = (Console(file=StringIO(), force_terminal=t, width=120) for t in (False, True))
-    for console in (log, terminal):
-        with progress("d8-L2", console) as report:
-            for point in points:
-                report(point)
-    lines = log.file.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["d8-L2: step 10/30", "d8-L2: step 30/30"]
-    assert "loss 2.000 1.500  1,234 tok/s" in lines[-1]
-    assert "30/30" in terminal.file.getvalue()

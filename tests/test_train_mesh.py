@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ from wane.scaling.shape import Shape
 from wane.train.checkpoint import restore
 from wane.train.config import Train
 from wane.train.loop import train
-from wane.train.mask import MaskPlan, random_mask
+from wane.train.mask import MaskPlan
+from mask_cases import random_mask
 from wane.train.mesh import make_mesh
 from wane.train.placement import Placement
 from wane.train.run import Run
@@ -72,7 +74,13 @@ def result(tmp_path_factory):
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-W", "error", "-c", SCRIPT, str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parent)},
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((root / "result.json").read_text())
 

@@ -5,13 +5,26 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from wane.train.journal import Journal, Outcome, read_outcome, write_outcome
-from wane.train.progress import Point
 from wane.train.run import Run
+
+
+class Point(NamedTuple):
+    """One log point.  losses: mean since the last one, per replica; tokens_per_s: of all replicas together."""
+
+    step: int
+    steps: int
+    losses: tuple[float, ...]
+    tokens_per_s: float
+
+    def text(self) -> str:
+        losses = " ".join(f"{loss:.3f}" for loss in self.losses)
+        return f"loss {losses}  {self.tokens_per_s:,.0f} tok/s"
 
 
 class Logbook(ExitStack):

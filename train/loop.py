@@ -12,10 +12,9 @@ from jax.sharding import Mesh
 from wane.scaling.identity import tree_digest
 from wane.train import checkpoint
 from wane.train.journal import Outcome, read_outcome, write_outcome
-from wane.train.logbook import Logbook
+from wane.train.logbook import Logbook, Point
 from wane.train.placement import Placement
 from wane.train.prefetch import prefetched
-from wane.train.progress import Point
 from wane.train.run import Run
 from wane.train.step import State
 

@@ -140,9 +140,8 @@ def point_rows(
     cost = {name: float(value) for name, value in point.cost._asdict().items()}
     if not np.isfinite(cost["compression_ratio"]):  # nothing is left to store
         cost["compression_ratio"] = None
-    identity = about["severity"] == 0.0
     common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
-    common |= {"pruned": "never" if identity and subject.member.pruned == "never" else "after"}
+    common |= {"pruned": when(subject.member, about["severity"])}
     common |= about | cost | degrade_columns(degrade)
     common |= {"calibration_digest": subject.splits.calibration_digest if calibrated else None}
     sums, counts = (np.asarray(a, np.float64) for a in (point.sums, point.counts))
@@ -205,10 +204,9 @@ def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: E
         value = metric.finish(s.sum() / c.sum())
         finite = bool(np.isfinite(value))
         graded = name == "accuracy" and definition is not None
-        with np.errstate(invalid="ignore", divide="ignore"):
-            each = (
-                [float(v) for v in np.float32(s / c)] if name == "loss" and finite and (c > 0).all() else None
-            )
+        each = None
+        if metric.each and finite and (c > 0).all():
+            each = np.float32(s / c).tolist()
         yield {
             "task": task, "metric": name, "unit": metric.unit, "metric_version": metric.version,
             "value": float(value) if finite else None, "count": int(c.sum()), "per_sequence": each,
@@ -219,25 +217,42 @@ def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: E
 
 
 def diverged_rows(
-    member: Member, degrade: Degrade, evaluation: Evaluation, splits: Splits, cell_id: str
+    member: Member, degrade: Degrade, draws: range, evaluation: Evaluation, splits: Splits, cell_id: str
 ) -> list[dict]:
-    """What the table keeps of a member whose training diverged: its loss is null at every severity, with the
+    """What the table keeps of a member whose training diverged: its loss is null at every point, with the
     reason; nothing is computed."""
+    method, loss = degrade.built(member.shape), METRICS["loss"]
     common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade)
-    empty = dict.fromkeys(
-        ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "layer", "head",
-         "draw_seed", "calibration_digest", "per_sequence", "chance", "ceiling", "value")
+    common |= dict.fromkeys(
+        ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "draw_seed",
+         "calibration_digest", "per_sequence", "chance", "ceiling", "value")
     )  # fmt: skip
-    unit = degrade.built(member.shape).unit
+    common |= {
+        "task": "all",
+        "metric": loss.name,
+        "unit": loss.unit,
+        "metric_version": loss.version,
+        "count": 0,
+    }
+    common |= {"setting_unit": method.unit, "status": "diverged", "reason": member.diverged}
+    grid = degrade.grid(member.shape)
+    if member.pruned != "never":  # trained under a mask: one point, not a curve of its own
+        grid = grid[-1:]
     return [
         common
-        | empty
-        | {"severity": severity, "setting": setting, "setting_unit": unit, "draw": 0, "count": 0}
-        | {"pruned": "never" if severity == 0 else "after", "task": "all", "metric": "loss"}
-        | {"unit": METRICS["loss"].unit, "metric_version": METRICS["loss"].version}
-        | {"status": "diverged", "reason": member.diverged}
-        for severity, setting in degrade.grid(member.shape)
+        | {"severity": severity, "setting": setting, "draw": draw, "layer": layer, "head": head}
+        | {"pruned": when(member, severity)}
+        for draw in draws
+        for layer, head, _ in selections(degrade, member.shape)
+        for severity, setting in grid
     ]
+
+
+def when(member: Member, severity: float) -> str:
+    """The column `pruned`: a member trained under a mask keeps its own, others are pruned after training."""
+    if member.pruned != "never":
+        return member.pruned
+    return "never" if severity == 0 else "after"
 
 
 def degrade_columns(degrade: Degrade) -> dict:

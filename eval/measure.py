@@ -32,7 +32,9 @@ class View(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
     """measure(view) -> (sum, count), both f32 [B]; the value of a set of sequences is
-    finish(sum of sums / sum of counts).  Raise `version` when the numbers change."""
+    finish(sum of sums / sum of counts).  each: rows keep the value of every evaluation sequence, for paired
+    comparisons.  relative: compares with the undegraded model, so it means nothing for one that was trained
+    under a mask.  Raise `version` when the numbers change."""
 
     name: str
     unit: str
@@ -40,9 +42,8 @@ class Metric:
     better: Literal["lower", "higher"]
     measure: Callable[[View], tuple[Array, Array]]
     finish: Callable[[float], float] = float
-    relative: bool = (
-        False  # compares with the undegraded model; means nothing for a model trained under a mask
-    )
+    each: bool = False
+    relative: bool = False
     version: int = 1
 
 
@@ -84,6 +85,7 @@ METRICS: dict[str, Metric] = {
             meaning="mean negative log-likelihood of the next token",
             better="lower",
             measure=loss,
+            each=True,
         ),
         Metric(
             name="loss_per_byte",
@@ -91,6 +93,7 @@ METRICS: dict[str, Metric] = {
             meaning="negative log-likelihood of the text divided by its UTF-8 bytes; text sources only",
             better="lower",
             measure=loss_per_byte,
+            each=True,
         ),
         Metric(
             name="perplexity",

@@ -1,5 +1,6 @@
 """Run a study: every cell that is not done, in order, then the table and the report."""
 
+import dataclasses
 import functools
 import logging
 import math
@@ -26,7 +27,7 @@ from wane.scaling.degrade.contract import severity_of
 from wane.scaling.edit import Params
 from wane.scaling.identity import tree_digest
 from wane.train import checkpoint
-from wane.train.journal import read_outcome
+from wane.train.journal import Outcome, read_outcome, write_outcome
 from wane.train.loop import train
 from wane.train.mask import MaskPlan, degradation_mask, given_mask
 from wane.train.mesh import make_mesh
@@ -93,6 +94,11 @@ def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: 
     members = [directory.member(cell, r) if r < cell.real else None for r in range(len(cell.init_seeds))]
     for replica in range(cell.real):
         directory.describe(cell, replica)
+    if lost := _finished_diverged(cell, directory):
+        for member in members[: cell.real]:
+            write_outcome(member, lost)
+        directory.finish(cell, [dataclasses.asdict(lost)] * cell.real)
+        return
     last = 0
 
     def report(point) -> None:
@@ -110,6 +116,16 @@ def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: 
     )
     ended = [{"status": o.status, "step": o.step, "digest": o.digest} for o in outcomes if o is not None]
     directory.finish(cell, ended)
+
+
+def _finished_diverged(cell: TrainCell, directory: StudyDirectory) -> Outcome | None:
+    """The outcome of a pack whose mask or weights come from members of which one has diverged."""
+    for replica in range(cell.finished.real if cell.finished else 0):
+        outcome = read_outcome(directory.member(cell.finished, replica))
+        if outcome is not None and outcome.status == "diverged":
+            name = cell.finished.member_id(replica)
+            return Outcome(status="diverged", step=0, reason=f"member {name}, which gives its mask, diverged")
+    return None
 
 
 def _training_run(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> Run:
@@ -167,15 +183,15 @@ def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: 
     """Sweep one degradation over one member; rows.parquet is its last file."""
     study, trained = plan.study, cell.trained
     outcome = read_outcome(directory.member(trained, cell.replica))
+    timing = {}
     if outcome is not None and outcome.status == "diverged":
-        member = _member(
-            cell, plan, digest="", reason=f"training diverged at step {outcome.step}: {outcome.reason}"
-        )
-        rows, timing = sweeps.diverged_rows(member, cell.degrade, study.evaluation, plan.splits, cell.id), {}
+        reason = f"training diverged at step {outcome.step}: {outcome.reason}"
+        member = _member(trained, cell.replica, cell.step, plan, digest="", reason=reason)
+        rows = sweeps.diverged_rows(member, cell.degrade, cell.draws, study.evaluation, plan.splits, cell.id)
     else:
-        subject = _subject(cell.trained, cell.replica, cell.step, plan, directory)
+        subject = _subject(trained, cell.replica, cell.step, plan, directory)
         if trained.mask is not None:
-            rows, timing = sweeps.masked_rows(subject, cell.degrade, cell.id), {}
+            rows = sweeps.masked_rows(subject, cell.degrade, cell.id)
         else:
             points = plan.environment["points_per_call"]
             rows, timing = sweeps.sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
@@ -190,7 +206,7 @@ def _subject(
 ) -> sweeps.Subject:
     """A member at a step, on the device; kept until another member is asked for."""
     params = load_params(trained, plan, directory, replica, step)
-    member = _member_of(trained, replica, step, plan, digest=tree_digest(params), reason=None)
+    member = _member(trained, replica, step, plan, digest=tree_digest(params), reason=None)
     return sweeps.Subject(member, params, plan.splits, plan.study.evaluation)
 
 
@@ -208,11 +224,7 @@ def load_params(trained: TrainCell, plan: Plan, directory: StudyDirectory, repli
         return checkpoint.load_params(path, step, replica)
 
 
-def _member(cell: SweepCell, plan: Plan, digest: str, reason: str | None) -> sweeps.Member:
-    return _member_of(cell.trained, cell.replica, cell.step, plan, digest, reason)
-
-
-def _member_of(trained: TrainCell, replica: int, step: int, plan: Plan, digest: str, reason: str | None):
+def _member(trained: TrainCell, replica: int, step: int, plan: Plan, digest: str, reason: str | None):
     at = None if trained.mask is None else mask_step(trained.mask, trained.steps)
     return sweeps.Member(
         id=trained.member_id(replica),

@@ -125,7 +125,8 @@ def parse(text: str) -> Any:
             return read(text)
         except (ValueError, SyntaxError):
             continue
-    return [parse(part) for part in text.split(",")] if "," in text else text
+    is_list = "," in text and not set(":/*") & set(text)  # a path may hold a comma
+    return [parse(part) for part in text.split(",")] if is_list else text
 
 
 def _assign(tree: Any, parts: list[str], value: Any, dotted: str) -> None:

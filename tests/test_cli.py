@@ -210,6 +210,7 @@ def test_a_config_survives_json_and_overrides():
         ("a,1", ["a", 1]),
         ("(1, 2)", (1, 2)),
         ("x y", "x y"),
+        ("text:a,b", "text:a,b"),
     ],
 )
 def test_words_of_a_command_line(text, value):

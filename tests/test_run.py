@@ -234,3 +234,41 @@ def test_packs_keep_their_members():
     assert pack_seeds([0, 1, 2], 2) == [[0, 1], [2]]
     assert pack_seeds([0, 1, 2, 3, 4], 2, [[0, 1], [2]]) == [[0, 1], [2], [3, 4]]
     assert pack_seeds([1, 2], 2, [[0, 1], [2]]) == [[2], [1]]
+
+
+def test_a_study_that_diverges_keeps_its_members_with_the_reason(tmp_path):
+    """Also members whose mask comes from a diverged one; the report names them."""
+    study = (
+        "train.lr=1e6",
+        "train.clip=1e9",
+        "family.parametrization.name=standard",
+        "seeds=0",
+        "sweep_steps=[]",
+    )
+    run(tmp_path, extra=[word for a in study for word in ("--set", a)])
+    table = load_curves(tmp_path)
+    assert set(table.status) == {"diverged"}
+    assert table.value.isna().all()
+    assert set(table.arm) == {"", "early", "rewound"}
+    assert table[table.arm == "rewound"].reason.str.contains("which gives its mask").all()
+    assert set(table[table.method == "random_heads"].layer.dropna()) == {0, 1, 2, 3}
+    assert "diverged at step" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_cells_computed_one_by_one_are_those_of_the_run(tmp_path):
+    """What a launcher does: train, then each cell by its id."""
+    from wane.launch.cli import main
+
+    out = tmp_path / "study"
+    extra = ("--set", "family.depths=1", "--set", "seeds=0", "--set", "arms=[]", "--set", "sweep_steps=[]")
+    assert main(["train", STUDY, "--out", str(out), *extra]) == 0
+    cells = json.loads((out / "study.json").read_text())["cells"]
+    sweeps = [cell["id"] for cell in cells if cell["title"].startswith("sweep")]
+    assert main(["cell", sweeps[0], "--study", str(out)]) == 0
+    assert main(["cell", sweeps[0], "--study", str(out)]) == 0  # done: nothing to do
+    alone = (out / "cells" / sweeps[0] / "rows.parquet").read_bytes()
+    assert main(["sweep", STUDY, "--out", str(out), *extra]) == 0
+    assert (out / "cells" / sweeps[0] / "rows.parquet").read_bytes() == alone
+    assert (out / "curves.parquet").exists()
+    assert not (out / "report").exists()
+    assert main(["cell", "0000", "--study", str(out)]) == 2

@@ -179,9 +179,9 @@ def test_rows_fit_the_schema_and_a_diverged_member_stays_in_the_table(splits, tm
     rows, _, _ = rows_of(subject, degrade)
     write_rows(tmp_path / "rows.parquet", rows)
     member = dataclasses.replace(MEMBER, id="d", init_seed=9, diverged="training diverged at step 3")
-    gone = diverged_rows(member, degrade, EVALUATION, splits, "cell")
+    gone = diverged_rows(member, degrade, range(2), EVALUATION, splits, "cell")
     table = write_rows(tmp_path / "gone.parquet", gone).to_pylist()
-    assert len(table) == len(degrade.grid(SHAPE))
+    assert len(table) == 2 * len(degrade.grid(SHAPE))
     assert {r["status"] for r in table} == {"diverged"}
     assert {r["value"] for r in table} == {None}
     assert {r["reason"] for r in table} == {"training diverged at step 3"}

@@ -176,6 +176,13 @@ def _file_digests(path: Path) -> dict[str, str]:
     }
 
 
+def discard_from(directory: Path, first: int) -> None:
+    """Delete the checkpoints of step `first` and later: training goes on from the newest older one."""
+    for step in steps(directory):
+        if step >= first:
+            _discard(directory / str(step))
+
+
 def _prune(directory: Path, keep: Collection[int]) -> None:
     for step in steps(directory)[:-NEWEST]:
         if step not in keep:

@@ -66,8 +66,8 @@ class FixedMask:
 
     at: fraction of training at which the mask is fixed (0: before the first step).  scores: the parameters
     that the mask is fitted on, "current" ones or those of the "finished" member of the same shape and seed.
-    weights: what training goes on from, "current" (the run's own), the finished member's "initial" parameters,
-    or "rewound" to its checkpoint at `at` (Frankle et al. 2020, lottery tickets).
+    weights: where training starts, at the "initial" weights (the finished member's too: they follow from the
+    seed) or "rewound" to the finished member's checkpoint at `at` (Frankle et al. 2020, arXiv 1912.05671).
     """
 
     method: str
@@ -75,7 +75,7 @@ class FixedMask:
     severities: tuple[float, ...] = (0.5,)
     at: float = 0.0
     scores: Literal["current", "finished"] = "current"
-    weights: Literal["current", "initial", "rewound"] = "current"
+    weights: Literal["initial", "rewound"] = "initial"
 
     def __post_init__(self):
         if not 0 <= self.at < 1:

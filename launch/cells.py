@@ -7,6 +7,7 @@ from wane.eval.cell import Splits
 from wane.eval.measure import METRICS
 from wane.eval.study import Degrade, FixedMask, Study
 from wane.scaling.config import to_json
+from wane.scaling.degrade import build
 from wane.scaling.identity import VERSIONS, digest_of
 from wane.scaling.shape import Shape
 from wane.train.config import Train
@@ -166,10 +167,14 @@ def _train_cell(
     study, mask, steps = cohort.study, cohort.mask, cohort.steps
     padded = tuple(pack) + (pack[-1],) * (width - len(pack))
     pairs = dict(zip(study.seeds, study.data_seeds or study.seeds, strict=True))
-    needs = source if mask and (mask.scores == "finished" or mask.weights != "current") else None
-    if mask and needs is None and (mask.scores == "finished" or mask.weights != "current"):
+    needs = source if mask and mask.scores == "finished" else None
+    if mask and mask.scores == "finished" and needs is None:
         raise ValueError(
             f"arms.{cohort.arm}: takes a finished member, but its overrides change the shape or length"
+        )
+    if mask and build(mask.method, shape, settings=mask.settings).unit != "fraction":
+        raise ValueError(
+            f"arms.{cohort.arm}.mask.method = {mask.method!r}: must be a method that removes weights"
         )
     fields = {
         "shape": shape, "train": study.train, "data": study.data, "steps": steps,

@@ -18,7 +18,7 @@ from wane.scaling.shape import Shape
 
 # Share of the machine's matrix-product rate that a small model reaches; measured with `quickstart` on 2 CPU
 # cores, and only used to say how long a study will take.
-TRAIN_EFFICIENCY, SWEEP_EFFICIENCY = 0.25, 0.35
+TRAIN_EFFICIENCY, SWEEP_EFFICIENCY = 0.2, 0.3
 COMPILE_SECONDS = 2.0  # per executable: one per shape for training, one per shape and method for sweeps
 
 

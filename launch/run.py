@@ -130,8 +130,8 @@ def _finished_diverged(cell: TrainCell, directory: StudyDirectory) -> Outcome | 
 
 def _training_run(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> Run:
     start = None
-    if cell.mask is not None and cell.mask.weights != "current":
-        step = mask_step(cell.mask, cell.steps) if cell.mask.weights == "rewound" else 0
+    if cell.mask is not None and cell.mask.weights == "rewound":
+        step = mask_step(cell.mask, cell.steps)
         source = directory.checkpoints(cell.finished)
         start = tuple(
             Start(checkpoints=source, step=step, replica=replica) for replica in range(len(cell.init_seeds))

@@ -19,7 +19,7 @@ class Train:
     tokens: int | None = None
     tokens_per_param: float | None = 20.0  # per non-embedding parameter
     batch_size: int = 16  # sequences
-    lr: float = 2**-8  # peak of the schedule
+    lr: float = 2**-7  # peak of the schedule
     schedule: Literal["cosine", "wsd"] = "cosine"
     warmup_fraction: float = 0.05  # of the steps, linear from 0
     decay_fraction: float = 0.2  # of the steps, linear at the end; read by "wsd" only

@@ -10,7 +10,8 @@ Six members of this size cannot show what width does to robustness: two seeds gi
 most tasks are below the competence gate, and the shapes differ in loss before anything is taken.  What the
 pictures show is the apparatus: curves, bands, x-axes, gate.
 
-Cost: see the README's table of measurements.  Expect a loss of about 3 nats/token for every member.
+Cost: 3 minutes on 2 CPU cores, 130 MiB of arrays; not measured on an accelerator.  Expect a final training loss
+of 3.1 (one layer) to 3.3 nats/token (nine layers).
 """
 
 from wane.eval.study import Degrade, Evaluation, Study

@@ -122,7 +122,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             name="accuracy",
             unit="fraction",
-            meaning="share of scored answer tokens that are predicted; graded tasks only",
+            meaning="share of scored tokens that are predicted: answers of a graded task, every token of text",
             better="higher",
             measure=accuracy,
         ),

@@ -201,3 +201,17 @@ def test_a_scope_bounds_the_sensitivity(splits):
     degrade = Degrade(method="random_weights", severities=(0.5,), scope=Scope(layers=(1, 3)), each="layer")
     rows, _, _ = rows_of(subject_of(splits), degrade)
     assert {r["layer"] for r in rows} == {1, 2}
+
+
+def test_text_has_an_accuracy_and_no_known_ceiling(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text(
+        "\n\n".join(f"line number {i} is not the same as line {i * i}, is it." for i in range(900))
+    )
+    stream = open_data(Data(sources=f"text:{tmp_path}/a.txt", context=32), steps=4, batch_size=4)
+    splits = Splits(evaluation=stream.evaluation(5, 0), calibration_NT=stream.calibration(4, 0))
+    subject = subject_of(splits, 0, dataclasses.replace(SHAPE, vocab=stream.vocab))
+    rows, _, _ = rows_of(subject, Degrade(method="rtn", severities=(4.0,)))
+    accuracy = [r for r in rows if r["metric"] == "accuracy"]
+    assert {r["task"] for r in accuracy} == {"all", "text:a.txt"}
+    assert {(r["chance"], r["ceiling"]) for r in accuracy} == {(None, None)}

@@ -106,12 +106,12 @@ def _names(specs: list[str]) -> list[str]:
 
 
 def _text_task(name: str) -> Task:
-    """Text as a task.  Nobody knows its ceiling: chance 0 and ceiling 1 leave its accuracy as it is."""
+    """Text as a task."""
     return Task(
         name=name,
         title=f"next token of {name}",
-        chance=0.0,
-        ceiling=1.0,
+        chance=None,
+        ceiling=None,
         scored="every token",
         knobs="",
         level="",

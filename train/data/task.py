@@ -27,14 +27,15 @@ class Task:
     """A task: how well nobody and the best possible predictor do on its scored positions.
 
     chance: accuracy of a uniform guess among the tokens that the format allows there.
-    ceiling: accuracy of the Bayes-optimal predictor, which knows the world and the rule.
+    ceiling: accuracy of the Bayes-optimal predictor, which knows the world and the rule.  Both are None for
+    text, where nobody knows them.
     level: what the per-position difficulty in EvalSet.level_NS counts ("" when there is none).
     """
 
     name: str
     title: str
-    chance: float
-    ceiling: float
+    chance: float | None
+    ceiling: float | None
     scored: str
     knobs: str
     level: str

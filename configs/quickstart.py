@@ -7,11 +7,11 @@ of 92 thousand non-embedding parameters that differ in width and depth only.  Ev
 fly: no network, no data file.
 
 Six members of this size cannot show what width does to robustness: two seeds give no interval worth the name,
-most tasks are below the competence gate, and the shapes differ in loss before anything is taken.  What the
+all tasks are below the competence gate, and the shapes differ in loss before anything is taken.  What the
 pictures show is the apparatus: curves, bands, x-axes, gate.
 
-Cost: 3 minutes on 2 CPU cores, 130 MiB of arrays; not measured on an accelerator.  Expect a final training loss
-of 3.1 (one layer) to 3.3 nats/token (nine layers).
+Cost: 3 minutes on 2 CPU cores; not measured on an accelerator.  Expect a final training loss of 3.1 (one layer)
+to 3.3 nats/token (nine layers).
 """
 
 from wane.eval.study import Degrade, Evaluation, Study

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from wane.eval.cell import Member, Splits, Subject, diverged_rows, selections, sweep
+from wane.eval.measure import METRICS, View
 from wane.eval.record import write_rows
 from wane.eval.study import Degrade, Evaluation
 from wane.eval.sweep import Batches
@@ -135,6 +136,39 @@ def test_metrics_against_numpy(splits):
     each = next(r for r in rows if r["metric"] == "loss" and r["task"] == "all" and r["severity"] == 0.6)
     np.testing.assert_allclose(each["per_sequence"], nll.mean(axis=1), rtol=1e-5)
     assert not any(r["metric"] == "loss_per_byte" for r in rows)  # graded tokens have no bytes
+
+
+def test_every_metric_of_a_small_view_against_loops():
+    rng = np.random.default_rng(1)
+    logits, full = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
+    nll, targets = rng.random((4, 6)).astype(np.float32), rng.integers(0, 3, (4, 6))
+    scored, sizes = rng.random((4, 6)) < 0.5, rng.integers(0, 4, (4, 6))
+    sizes[2] = 0  # a graded sequence among text
+    view = View(
+        logits_BSV=logits, nll_BS=nll, full_BSV=full, targets_BS=targets, scored_BS=scored, bytes_BS=sizes
+    )  # fmt: skip
+    softmax = lambda x: np.exp(x) / np.exp(x).sum()  # noqa: E731
+    expected = {name: np.zeros((2, 4)) for name in METRICS}
+    for b in range(4):
+        for s in range(6):
+            p, q = softmax(full[b, s].astype(float)), softmax(logits[b, s].astype(float))
+            hit = logits[b, s].argmax() == targets[b, s]
+            for name, total, count in (
+                ("loss", nll[b, s], 1),
+                ("perplexity", nll[b, s], 1),
+                ("loss_per_byte", nll[b, s] if b != 2 else 0, sizes[b, s]),
+                ("top1_agreement", full[b, s].argmax() == logits[b, s].argmax(), 1),
+                ("kl", sum(p * np.log(p / q)), 1),
+                ("accuracy", hit and scored[b, s], scored[b, s]),
+            ):
+                expected[name][:, b] += total, count
+    for name, metric in METRICS.items():
+        np.testing.assert_allclose(np.stack(metric.measure(view)), expected[name], rtol=1e-4, err_msg=name)
+    assert (
+        0
+        < expected["accuracy"][0].sum()
+        < sum(logits[b, s].argmax() == targets[b, s] for b in range(4) for s in range(6))
+    )
 
 
 def test_loss_per_byte_of_text(tmp_path, monkeypatch):

@@ -2,10 +2,15 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from wane.eval import load_curves
+from wane.launch.run import run_study
+from wane.launch.studies import load_study
 from wane.train.data import Data, open_data
 from wane.train.data.packed import is_held_out
 
@@ -58,6 +63,22 @@ def test_examples_are_documents(data_dir):
     assert data.batch(0, 0).shape == (4, 33)
     assert data.describe()["sources"][0]["train documents"] == len(expected)
     assert stream(data_dir).digest == data.digest
+
+
+def test_a_study_trains_on_it_and_measures_nats_per_byte(data_dir, tmp_path):
+    study = load_study(
+        str(Path(__file__).parent / "studies" / "tiny.py"),
+        ["data.sources=tfds:wane_example", f"data.tfds_data_dir={data_dir}", "data.task_shares=none",
+         "family.depths=1", "seeds=0", "arms=[]", "sweep_steps=[]", "train.lr=0.05"],
+    )  # fmt: skip
+    run_study(study, tmp_path / "study", ("train", "sweep"), Console(quiet=True))
+    curves = load_curves(tmp_path / "study")
+    assert set(curves.task) == {"all", "tfds:wane_example"}
+    undegraded = (
+        curves[(curves.severity == 0) & (curves.method == "magnitude_weights")].set_index("metric").value
+    )
+    assert undegraded["loss_per_byte"] < 0.9 * np.log(257), "it has learnt from the text"
+    assert undegraded["kl"] == 0
 
 
 def test_version_and_part_of_a_split(data_dir):

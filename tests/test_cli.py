@@ -173,6 +173,15 @@ def test_help_answers_without_jax():
         assert word in done.stdout
 
 
+def test_quickstart_is_matched_within_one_percent():
+    shapes = plan.make_plan(load_study("quickstart"), environment.resolve(2)).shapes
+    counts = [shape.param_counts()["non_embedding"] for shape in shapes]
+    assert len(shapes) >= 3
+    assert max(counts) <= 100_000
+    assert max(counts) <= 1.01 * min(counts)
+    assert max(shape.n_layers for shape in shapes) <= 9
+
+
 def test_progress_is_lines_in_a_log_and_bars_on_a_terminal():
     log, terminal = (Console(file=StringIO(), force_terminal=t, width=160) for t in (False, True))
     for console in (log, terminal):

@@ -144,12 +144,7 @@ def point_rows(
     common |= {"pruned": when(subject.member, about["severity"])}
     common |= about | cost | degrade_columns(degrade)
     common |= {"calibration_digest": subject.splits.calibration_digest if calibrated else None}
-    sums, counts = (np.asarray(a, np.float64) for a in (point.sums, point.counts))
-    return [
-        common | values
-        for name, sum_N, count_N in zip(subject.settings.metrics, sums, counts, strict=True)
-        for values in metric_rows(name, sum_N, count_N, subject.splits.evaluation)
-    ]
+    return [common | values for values in measured(subject, point)]
 
 
 def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
@@ -177,16 +172,15 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
         "bits_per_weight": None, "compression_ratio": None, "calibration_digest": None,
     }  # fmt: skip
     common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
-    return [
-        common | about | degrade_columns(degrade) | values
-        for name, sum_N, count_N in zip(
-            subject.settings.metrics,
-            *(np.asarray(a, np.float64) for a in (point.sums, point.counts)),
-            strict=True,
-        )
-        if not METRICS[name].relative
-        for values in metric_rows(name, sum_N, count_N, subject.splits.evaluation)
-    ]
+    common |= about | degrade_columns(degrade)
+    return [common | values for values in measured(subject, point) if not METRICS[values["metric"]].relative]
+
+
+def measured(subject: Subject, point: Point) -> Iterator[dict]:
+    """The values of a point: one dict per metric and task."""
+    sums, counts = (np.asarray(a, np.float64) for a in (point.sums, point.counts))
+    for name, sum_N, count_N in zip(subject.settings.metrics, sums, counts, strict=True):
+        yield from metric_rows(name, sum_N, count_N, subject.splits.evaluation)
 
 
 def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: EvalSet) -> Iterator[dict]:

@@ -142,14 +142,7 @@ class StudyDirectory:
             "family": [
                 {"arm": arm} | row
                 for arm, variant, _ in plan.study.variants()
-                for row in describe(
-                    [
-                        c.shape
-                        for c in plan.cells
-                        if isinstance(c, TrainCell) and c.arm == arm and _first(plan, c)
-                    ],
-                    variant.family,
-                )
+                for row in describe(list(plan.trained(arm)), variant.family)
             ],
             "cells": [{"id": cell.id, "title": cell.title} for cell in plan.cells],
         }
@@ -160,10 +153,3 @@ def write_json(path: Path, value: dict) -> None:
     """A JSON file that appears whole or not at all."""
     with atomic_file(path) as file:
         file.write((json.dumps(to_json(value), indent=1) + "\n").encode())
-
-
-def _first(plan: Plan, cell: TrainCell) -> bool:
-    """Whether a cell is the first of its arm and shape: families list a shape once."""
-    return cell is next(
-        c for c in plan.cells if isinstance(c, TrainCell) and (c.arm, c.shape) == (cell.arm, cell.shape)
-    )

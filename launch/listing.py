@@ -2,7 +2,6 @@
 
 import inspect
 
-import jax  # noqa: F401  (methods are built for their default grids)
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table

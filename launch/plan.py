@@ -38,6 +38,10 @@ class Plan:
         """Every architecture of the study once, arms included, in order of the cells."""
         return list(dict.fromkeys(cell.shape for cell in self.cells if isinstance(cell, TrainCell)))
 
+    def trained(self, arm: str) -> dict[Shape, TrainCell]:
+        """The shapes of one arm, each with the last cell that trains it."""
+        return {c.shape: c for c in self.cells if isinstance(c, TrainCell) and c.arm == arm}
+
     def flops(self, cell: Cell) -> float:
         """Matrix-product FLOPs of a cell."""
         if isinstance(cell, TrainCell):
@@ -168,7 +172,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 def shape_table(plan: Plan, arm: str, variant: Study) -> Table:
     """Dimensions, exact counts and mismatch of every shape of one arm."""
-    trained = {c.shape: c for c in plan.cells if isinstance(c, TrainCell) and c.arm == arm}
+    trained = plan.trained(arm)
     table = Table(title=f"family{f', arm {arm}' if arm else ''}", title_justify="left")
     for column in ("shape", "d_model", "layers", "heads", "d_ff", "vocab", "d/L", "blocks", "norms",
                    "non-embedding", "total", "mismatch", "MFLOPs/token", "steps", "tokens"):  # fmt: skip

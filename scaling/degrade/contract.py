@@ -71,9 +71,7 @@ class Scope:
         names = self.matrices or tuple(shape.matrices)
         if self.head is not None:
             names = tuple(name for name in names if name in "qkvo")
-        return {
-            name: Where.of(self.layer_L(shape), self.head_LH(shape)).entries(name, shape) for name in names
-        }
+        return {name: Where(self.layer_L(shape), self.head_LH(shape)).entries(name, shape) for name in names}
 
     def __str__(self) -> str:
         parts = []
@@ -97,10 +95,6 @@ class Where(NamedTuple):
 
     layer_L: Array
     head_LH: Array
-
-    @staticmethod
-    def of(layer_L: Any, head_LH: Any) -> "Where":
-        return Where(layer_L, head_LH)
 
     @staticmethod
     def everywhere(shape: Shape) -> "Where":

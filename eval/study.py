@@ -49,15 +49,11 @@ class Degrade:
         """
         method = self.built(shape)
         identity = 16.0 if method.unit == "bits" else 0.0
-        allowed = {"fraction": (0.0, 1.0), "bits": (1.0, 16.0), "sigma": (0.0, float("inf"))}[method.unit]
         settings = {identity, *(self.severities or method.severities)}
-        for setting in settings:
-            if not allowed[0] <= setting <= allowed[1]:
-                raise ValueError(
-                    f"degradations.severities = {setting}: {self.method} counts in {method.unit},"
-                    f" from {allowed[0]:g} to {allowed[1]:g}"
-                )
-        return tuple(sorted((severity_of(setting, method.unit), setting) for setting in settings))
+        try:
+            return tuple(sorted((severity_of(setting, method.unit), setting) for setting in settings))
+        except ValueError as error:
+            raise ValueError(f"degradations.severities of {self.method}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from wane.eval.measure import METRICS
 from wane.scaling.config import canonical, close_matches, override
 from wane.scaling.degrade import METHODS, build
-from wane.scaling.degrade.contract import Degradation, Scope, severity_of
+from wane.scaling.degrade.contract import Degradation, Scope, identity_of, severity_of
 from wane.scaling.family import Family
 from wane.scaling.shape import Shape
 from wane.train.config import Train
@@ -48,8 +48,7 @@ class Degrade:
         Raises ValueError when a severity is outside what the method's unit allows.
         """
         method = self.built(shape)
-        identity = 16.0 if method.unit == "bits" else 0.0
-        settings = {identity, *(self.severities or method.severities)}
+        settings = {identity_of(method.unit), *(self.severities or method.severities)}
         try:
             return tuple(sorted((severity_of(setting, method.unit), setting) for setting in settings))
         except ValueError as error:

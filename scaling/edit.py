@@ -1,29 +1,48 @@
 """Edit: everything by which a degraded model differs from the trained one."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from wane.scaling.corrupt import Corruption
+from wane.scaling.quantize import Grid
+from wane.scaling.shape import Shape
 
 Params = dict  # nested dict of arrays; leaves of params["blocks"] are stacked [L, ...]
 
 SITES = {"attn_in": ("q", "k", "v"), "o_in": ("o",), "mlp_in": ("gate", "up"), "down_in": ("down",)}
 
 
+class Lens(NamedTuple):
+    """An affine translator of the residual stream before the final norm: x @ map_DD + bias_D."""
+
+    map_DD: Array
+    bias_D: Array
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Edit:
-    """A pytree; None = untouched.  Every field but `params` and `weight_bits` has a leading layer axis.
+    """A pytree; None = untouched.  The fields that act inside a block have a leading layer axis.
 
     params: replacements, a partial tree ({"blocks": {"q": q_LIO}}) merged over the trained one.
-    bias: matrix name -> [L, O], added to that matrix's product (mean replacement of what was removed).
-    head_LH, neuron_LF: multipliers of head outputs and of MLP activations, before `o` and `down`.
+    bias: matrix name -> [L, O] (experts [L, E, O]), added to that matrix's product (mean replacement).
+    head_LH, neuron_LF ([L, E, F] with experts): multipliers of head outputs and of MLP activations, before `o`
+    and `down`.
     attn_L, mlp_L: multipliers of the sublayers' outputs; 0 makes the sublayer (its norm too) the identity.
+    residual_XD, residual_map [X, D, D] (x @ map), X = 2 L + 1: act on the residual stream that enters the first
+    block (0) and after attention (1 + 2 l) and MLP (2 + 2 l) of block l.
+    expert_LE: bool, False takes an expert out before the top-k.  active_L: int, experts per token.
     activation_bits: site (a key of SITES) -> [L], bits of the inputs of that site's matrices.
     activation_absmax: site -> [L], calibrated range for one scale per tensor; None: one scale per token.
-    weight_bits: matrix name -> bits that `params` were rounded to, broadcastable to [L, I, O], 16 where a weight
-    is untouched; does not act, is read by `hold` and by the cost.
+    cache_bits: "k" or "v" -> [L], bits of keys and values, as a cache would hold them.
+    lens: acts after the last block.
+    corruption: of the input tokens and their embeddings.
+    weight_bits: matrix name -> bits that `params` were rounded to, broadcastable to the matrix, 16 where a
+    weight is untouched; weight_grid: the lattice of those values.  Neither acts: `hold` and the cost read them.
     """
 
     params: Params | None = None
@@ -32,13 +51,31 @@ class Edit:
     neuron_LF: Array | None = None
     attn_L: Array | None = None
     mlp_L: Array | None = None
+    residual_XD: Array | None = None
+    residual_map: Array | None = None
+    expert_LE: Array | None = None
+    active_L: Array | None = None
     activation_bits: dict[str, Array] | None = None
     activation_absmax: dict[str, Array] | None = None
+    cache_bits: dict[str, Array] | None = None
+    lens: Lens | None = None
+    corruption: Corruption | None = None
     weight_bits: dict[str, Array] | None = None
+    weight_grid: dict[str, Grid] | None = None
 
     def per_layer(self) -> "Edit":
-        """The part that acts inside a block: what a scan over layers slices."""
-        return dataclasses.replace(self, params=None, weight_bits=None)
+        """The part that acts inside a block, as a scan over layers slices it: of the residual edits [L, 2, ...],
+        after attention and after the MLP."""
+
+        def pairs(x):
+            return None if x is None else x[1:].reshape(-1, 2, *x.shape[1:])
+
+        return dataclasses.replace(
+            self,
+            residual_XD=pairs(self.residual_XD),
+            residual_map=pairs(self.residual_map),
+            **dict.fromkeys(("params", "lens", "corruption", "weight_bits", "weight_grid")),
+        )
 
 
 def merge(params: Params, edit: Edit | None) -> Params:
@@ -51,28 +88,34 @@ def merge(params: Params, edit: Edit | None) -> Params:
     }
 
 
-def fold(params: Params, edit: Edit, kv_groups: int) -> dict[str, Array]:
-    """Block matrices [L, I, O] of a plain model without the removed units: multipliers folded into weights.
+def fold(params: Params, edit: Edit, shape: Shape) -> dict[str, Array]:
+    """Block matrices [.., I, O] of a plain model without the removed units: multipliers folded into weights.
 
     A multiplier goes into the matrix that reads the unit (`o`, `down`); where it is 0 the matrices that write
     the unit (`q`, `gate`, `up`, and `k`, `v` once a whole group of query heads is gone) are zero too, because
-    nothing reads them.  This is what is counted as removed and what is compared with the trained weights.
-    kv_groups: number of key-value heads.
+    nothing reads them.  Removed residual dimensions are rows and columns that are zero, removed experts are
+    zero altogether.  A residual map is no removal of weights and is not folded.  This is what is counted as
+    removed and what is compared with the trained weights.
     """
-    blocks = dict(merge(params, edit)["blocks"])
+    blocks = {name: merge(params, edit)["blocks"][name] for name in shape.matrices}
+    if edit.residual_XD is not None:
+        blocks = _fold_dimensions(blocks, edit.residual_XD)
     if edit.head_LH is not None:
-        blocks |= _fold_heads(blocks, edit.head_LH, kv_groups)
-    if edit.neuron_LF is not None:
-        written = [name for name in ("gate", "up") if name in blocks]
-        alive = edit.neuron_LF[:, None, :] != 0
-        blocks |= {name: jnp.where(alive, blocks[name], 0) for name in written}
-        blocks["down"] = blocks["down"] * edit.neuron_LF[:, :, None]
+        blocks |= _fold_heads(blocks, edit.head_LH, shape.kv_heads)
+    alive = [edit.neuron_LF]
+    if edit.expert_LE is not None:
+        alive.append(jnp.broadcast_to(edit.expert_LE[..., None], (*shape.lead("up"), shape.d_ff)))
+    for unit in alive:
+        if unit is not None:
+            written = [name for name in ("gate", "up") if name in blocks]
+            blocks |= {name: jnp.where(unit[..., None, :] != 0, blocks[name], 0) for name in written}
+            blocks["down"] = blocks["down"] * unit[..., :, None]
     for gate_L, names, last in ((edit.attn_L, "qkvo", "o"), (edit.mlp_L, ("gate", "up", "down"), "down")):
         if gate_L is not None:
-            g = gate_L[:, None, None]
-            blocks |= {n: jnp.where(g != 0, blocks[n], 0) for n in names if n in blocks}
-            blocks[last] = blocks[last] * g
-    return {name: leaf for name, leaf in blocks.items() if leaf.ndim == 3}
+            for name in (n for n in names if n in blocks):
+                g = gate_L.reshape(-1, *[1] * (blocks[name].ndim - 1))
+                blocks[name] = blocks[name] * g if name == last else jnp.where(g != 0, blocks[name], 0)
+    return blocks
 
 
 def _fold_heads(blocks: Params, head_LH: Array, kv_groups: int) -> Params:
@@ -86,3 +129,17 @@ def _fold_heads(blocks: Params, head_LH: Array, kv_groups: int) -> Params:
         "v": jnp.where(kv_alive, blocks["v"], 0),
         "o": blocks["o"] * columns[:, :, None],
     }
+
+
+def _fold_dimensions(blocks: Params, residual_XD: Array) -> Params:
+    """A matrix reads the stream that stands before its sublayer and writes into the one behind it."""
+    before_attn, between, after = residual_XD[:-1:2], residual_XD[1::2], residual_XD[2::2]
+
+    def along(name: str, x_LD: Array, axis: int) -> Array:
+        size = [1] * blocks[name].ndim
+        size[0], size[axis] = x_LD.shape
+        return blocks[name] * x_LD.reshape(size)
+
+    read = dict.fromkeys("qkv", before_attn) | dict.fromkeys(("gate", "up"), between)
+    out = {name: along(name, x_LD, -2) for name, x_LD in read.items() if name in blocks}
+    return blocks | out | {"o": along("o", between, -1), "down": along("down", after, -1)}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from wane.scaling.corrupt import corrupt_embeddings, corrupt_tokens
 from wane.scaling.edit import SITES, Edit, Params, merge
 from wane.scaling.quantize import fake_quantize_activation
 from wane.scaling.shape import Shape
@@ -64,6 +65,32 @@ def attend(q_BSHK: Array, k_BCGK: Array, v_BCGK: Array, positions_S: Array) -> t
     return jnp.einsum("bhsc,bchk->bshk", map_BHSC.astype(v.dtype), v), map_BHSC
 
 
+def route(x_BSD: Array, router_DE: Array, top_k: int, edit: Edit) -> tuple[Array, Array]:
+    """Router probabilities and routing weights, both [B, S, E] in f32: softmax over the top k experts of each
+    token (Jiang et al. 2024, arXiv 2401.04088), ties to the lower index; the MLP adds nothing where none is left.
+
+    expert_LE takes experts out before the choice; active_L (traced) replaces top_k.
+    """
+    logits = jnp.matmul(x_BSD.astype(jnp.float32), router_DE, preferred_element_type=jnp.float32)
+    open_E = jnp.ones(logits.shape[-1], bool) if edit.expert_LE is None else edit.expert_LE != 0
+    closed = jnp.where(open_E, logits, -jnp.inf)
+    rank = jnp.argsort(jnp.argsort(-closed, axis=-1, stable=True), axis=-1, stable=True)
+    chosen = (rank < (top_k if edit.active_L is None else edit.active_L)) & open_E
+    largest = jnp.max(jnp.where(chosen, logits, jnp.finfo(jnp.float32).min), axis=-1, keepdims=True)
+    size = jnp.where(chosen, jnp.exp(jnp.where(chosen, logits - lax.stop_gradient(largest), 0)), 0)
+    total = jnp.sum(size, axis=-1, keepdims=True)
+    return jax.nn.softmax(logits, axis=-1), size / jnp.where(total > 0, total, 1)
+
+
+def restrict(x_BSD: Array, edit: Edit, after: int) -> Array:
+    """The residual stream under the edit's multipliers and map behind a sublayer: 0 attention, 1 MLP."""
+    if edit.residual_XD is not None:
+        x_BSD = x_BSD * edit.residual_XD[after].astype(x_BSD.dtype)
+    if edit.residual_map is not None:
+        x_BSD = x_BSD @ edit.residual_map[after].astype(x_BSD.dtype)
+    return x_BSD
+
+
 class Block(nn.Module):
     """One transformer block: attention, then MLP, each on a norm of the residual stream."""
 
@@ -71,8 +98,11 @@ class Block(nn.Module):
 
     def setup(self):
         shape = self.shape
-        for name, size in shape.matrices.items():
-            setattr(self, name, self.param(name, nn.initializers.zeros, size))  # init_params draws them
+        for name in shape.matrices:
+            # init_params draws them
+            setattr(self, name, self.param(name, nn.initializers.zeros, shape.full(name)[1:]))
+        if shape.n_experts is not None:
+            self.router = self.param("router", nn.initializers.zeros, (shape.d_model, shape.n_experts))
         for name in ("attn_norm", "mlp_norm"):
             setattr(self, name, norm_params(self, name, shape))
         if shape.qk_norm:
@@ -87,8 +117,9 @@ class Block(nn.Module):
             return self.attention(x, edit, cache, inner)
 
         x_BSD, cache = self.sublayer(x_BSD, self.attn_norm, attention, edit.attn_L)
+        x_BSD = inner["mid"] = restrict(x_BSD, edit, 0)
         x_BSD, _ = self.sublayer(x_BSD, self.mlp_norm, lambda x: (self.mlp(x, edit, inner), None), edit.mlp_L)
-        return x_BSD, inner, cache
+        return restrict(x_BSD, edit, 1), inner, cache
 
     def sublayer(self, x_BSD, norm, f, gate):
         """Residual connection with norm before (default) or after; gate 0 leaves x_BSD as it was."""
@@ -120,6 +151,8 @@ class Block(nn.Module):
         if shape.rope_theta is not None:
             q, k = rotate(q, positions_S, shape.rope_theta), rotate(k, positions_S, shape.rope_theta)
         inner |= {"q": q, "k": k, "v": v}
+        if edit.cache_bits is not None:  # one scale per token and head
+            k, v = (fake_quantize_activation(t, edit.cache_bits[n]) for n, t in (("k", k), ("v", v)))
         if cache is not None:
             k = lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
             v = lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
@@ -132,16 +165,22 @@ class Block(nn.Module):
         return inner["attn_out"], cache
 
     def mlp(self, x_BSD, edit, inner):
+        """With experts hidden units are [B, S, E, F]: all experts run and the routing weights, 0 for all but
+        the top k, add them up."""
         x_BSD = self.enter("mlp_in", x_BSD, edit, inner)
-        h_BSF = self.product("up", x_BSD, edit)
+        h = self.product("up", x_BSD, edit)
         if self.shape.activation == "swiglu":
-            h_BSF = nn.silu(self.product("gate", x_BSD, edit)) * h_BSF
+            h = nn.silu(self.product("gate", x_BSD, edit)) * h
         else:
-            h_BSF = nn.gelu(h_BSF, approximate=True)  # the tanh form, as in GPT-2
+            h = nn.gelu(h, approximate=True)  # the tanh form, as in GPT-2
         if edit.neuron_LF is not None:
-            h_BSF = h_BSF * edit.neuron_LF.astype(h_BSF.dtype)
-        inner["mlp_out"] = self.product("down", self.enter("down_in", h_BSF, edit, inner), edit)
-        return inner["mlp_out"]
+            h = h * edit.neuron_LF.astype(h.dtype)
+        y = self.product("down", self.enter("down_in", h, edit, inner), edit)
+        if self.shape.n_experts is not None:
+            inner["router"], inner["route"] = route(x_BSD, self.router, self.shape.top_k, edit)
+            y = jnp.einsum("bse,bsed->bsd", inner["route"].astype(y.dtype), y)
+        inner["mlp_out"] = y
+        return y
 
     def enter(self, site, x, edit, inner):
         """The input of a site's matrices as they see it: recorded, and rounded where the edit says so."""
@@ -152,7 +191,11 @@ class Block(nn.Module):
         return x
 
     def product(self, name, x, edit):
-        y = x @ getattr(self, name).astype(x.dtype)
+        w = getattr(self, name).astype(x.dtype)
+        if w.ndim == 2:
+            y = x @ w
+        else:
+            y = jnp.einsum("bsei,eio->bseo" if x.ndim == 4 else "bsi,eio->bseo", x, w)
         if edit.bias is not None and name in edit.bias:
             y = y + edit.bias[name].astype(y.dtype)
         return y
@@ -170,10 +213,12 @@ def norm_params(module: nn.Module, name: str, shape: Shape) -> tuple[Any, Any]:
 
 def init_params(key: Array, shape: Shape) -> Params:
     """f32 parameters: embed [V, D], blocks (leaves [L, ...]), final_norm, and unembed [D, V] unless tied."""
-    sizes = {name: (shape.n_layers, *size) for name, size in shape.matrices.items()}
+    sizes = {name: shape.full(name) for name in shape.matrices}
     stds = {name: shape.init_std(name) for name in sizes} | dict.fromkeys(
-        ("embed", "unembed"), shape.parametrization.embed_std
+        ("embed", "unembed", "router"), shape.parametrization.embed_std
     )
+    if shape.n_experts is not None:
+        sizes |= {"router": (shape.n_layers, shape.d_model, shape.n_experts)}
     sizes |= {"embed": (shape.vocab, shape.d_model)}
     if not shape.tied_embeddings:
         sizes |= {"unembed": (shape.d_model, shape.vocab)}
@@ -237,22 +282,56 @@ def apply(
     full forward.
     """
     params, edit = merge(params, edit), edit or Edit()
-    layers = (params["blocks"], edit.per_layer())
+    if start is not None:
+        return Output(_leave(_blocks_from(params, *start, shape, edit), edit), None)
+    tokens_BS, source_BS = corrupt_tokens(tokens_BS, edit.corruption, shape.vocab)
+    x_BSD = embed(params, tokens_BS, shape)
+
+    def loss_B(x_BSD):
+        x_BSD = _leave(_blocks(params, x_BSD, shape, edit)[0], edit)
+        return nll(params, x_BSD[:, :-1], tokens_BS, shape).mean(axis=1)
+
+    x_BSD = corrupt_embeddings(x_BSD, tokens_BS, edit.corruption, loss_B)
+    x_BSD, inner = _blocks(params, x_BSD, shape, edit)
+    if source_BS is not None:  # after a deletion: what stood last before each original position
+        x_BSD = jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
+    return Output(_leave(x_BSD, edit), inner)
+
+
+def _blocks(params: Params, x_BSD: Array, shape: Shape, edit: Edit) -> tuple[Array, Inner]:
+    """All blocks as one scan over layers."""
 
     def body(x_BSD, layer):
         x_BSD, inner, _ = block(layer[0], x_BSD, shape, layer[1])
         return x_BSD, inner
 
-    if start is not None:
-        first, x_BSD = start
-
-        def step(l, x):
-            return body(x, jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, l, keepdims=False), layers))[0]
-
-        return Output(lax.fori_loop(first, shape.n_layers, step, x_BSD), None)
     if shape.remat:
         body = jax.checkpoint(body, prevent_cse=False)
-    return Output(*lax.scan(body, embed(params, tokens_BS, shape), layers))
+    return lax.scan(body, enter(x_BSD, edit), (params["blocks"], edit.per_layer()))
+
+
+def _blocks_from(params: Params, first: Array, x_BSD: Array, shape: Shape, edit: Edit) -> Array:
+    """The blocks from `first` on, whose number is traced."""
+    layers = (params["blocks"], edit.per_layer())
+
+    def step(l, x_BSD):
+        params_l, edit_l = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, l, keepdims=False), layers)
+        return block(params_l, x_BSD, shape, edit_l)[0]
+
+    if edit.residual_XD is not None or edit.residual_map is not None:
+        x_BSD = jnp.where(first == 0, enter(x_BSD, edit), x_BSD)
+    return lax.fori_loop(first, shape.n_layers, step, x_BSD)
+
+
+def enter(x_BSD: Array, edit: Edit) -> Array:
+    """The residual stream that enters the first block, under the edit's first multipliers and map."""
+    return restrict(x_BSD, edit, 0)  # index 0 of [2 L + 1, ...]: the stream behind the embedding
+
+
+def _leave(x_BSD: Array, edit: Edit) -> Array:
+    if edit.lens is None:
+        return x_BSD
+    return x_BSD @ edit.lens.map_DD.astype(x_BSD.dtype) + edit.lens.bias_D.astype(x_BSD.dtype)
 
 
 def nll(params: Params, x_BSD: Array, tokens_BT: Array, shape: Shape) -> Array:
@@ -275,6 +354,6 @@ def init_cache(batch: int, length: int, shape: Shape) -> Cache:
 
 
 __all__ = [
-    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply", "attend", "block", "embed", "init_cache",
-    "init_params", "merge", "nll", "nll_of_logits", "normalize", "rotate", "unembed",
+    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply", "attend", "block", "embed", "enter",
+    "init_cache", "init_params", "merge", "nll", "nll_of_logits", "normalize", "rotate", "route", "unembed",
 ]  # fmt: skip

@@ -1,13 +1,15 @@
 """One architecture as a value: dimensions, architectural options, exact counts of parameters and FLOPs.
 
 Letters in tensor names, here and everywhere: B batch, S sequence, T = S + 1 tokens of a window, D d_model,
-H heads, G key-value heads, K head_dim, F d_ff, L layers, V vocabulary, I/O in and out of any matrix,
+H heads, G key-value heads, K head_dim, F d_ff, E experts, L layers, V vocabulary, I/O in and out of any matrix,
 R replicas (seeds), N evaluation or calibration sequences.
 """
 
 import dataclasses
 import math
 from typing import Literal
+
+MLP = ("gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class Shape:
     vocab: int
     context: int
     n_kv_heads: int | None = None  # None: one per query head; fewer: grouped-query attention
+    n_experts: int | None = None  # None: dense MLP; else a mixture of experts, each with d_ff hidden units
+    top_k: int = 1  # experts that a token runs through; read with n_experts only
     activation: Literal["swiglu", "gelu"] = "swiglu"
     norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
     norm_position: Literal["before", "after"] = "before"
@@ -75,6 +79,8 @@ class Shape:
             raise ValueError(f"shape.head_dim = {self.head_dim}: must be even (RoPE rotates pairs)")
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(f"shape.n_kv_heads = {self.n_kv_heads}: must divide n_heads = {self.n_heads}")
+        if self.n_experts is not None and not 1 <= self.top_k <= self.n_experts:
+            raise ValueError(f"shape.top_k = {self.top_k}: must be from 1 to n_experts = {self.n_experts}")
 
     @property
     def kv_heads(self) -> int:
@@ -82,8 +88,10 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Short label, unique within a family: d_model, n_layers, d_ff (budgets of one series may share two)."""
-        return f"d{self.d_model}-L{self.n_layers}-f{self.d_ff}"
+        """Short label, unique within a family: d_model, n_layers, d_ff (budgets of one series may share two),
+        experts if any."""
+        experts = "" if self.n_experts is None else f"-e{self.n_experts}"
+        return f"d{self.d_model}-L{self.n_layers}-f{self.d_ff}{experts}"
 
     @property
     def aspect_ratio(self) -> float:
@@ -100,12 +108,22 @@ class Shape:
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of every matrix of one block, in the order in which a forward pass meets them."""
+        """(in, out) of every matrix of one block, in the order in which a forward pass meets them; those of the
+        MLP exist once per expert.  The router is no matrix: no method degrades it."""
         d, q, kv = self.d_model, self.n_heads * self.head_dim, self.kv_heads * self.head_dim
         mlp = {"up": (d, self.d_ff), "down": (self.d_ff, d)}
         if self.activation == "swiglu":
             mlp = {"gate": (d, self.d_ff)} | mlp
         return {"q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d)} | mlp
+
+    def lead(self, matrix: str) -> tuple[int, ...]:
+        """Leading axes of a stacked block matrix: (L,), and (L, E) for the matrices of experts."""
+        experts = self.n_experts is not None and matrix in MLP
+        return (self.n_layers, self.n_experts) if experts else (self.n_layers,)
+
+    def full(self, matrix: str) -> tuple[int, ...]:
+        """Size of a stacked block matrix, [L, I, O] or [L, E, I, O]."""
+        return (*self.lead(matrix), *self.matrices[matrix])
 
     def init_std(self, matrix: str) -> float:
         """Standard deviation of the initial entries of a block matrix: gain / sqrt(fan_in)."""
@@ -115,26 +133,37 @@ class Shape:
         return std
 
     def param_counts(self) -> dict[str, int]:
-        """Exact counts: `blocks` (matrices), `norms`, `embed`, `unembed`; `non_embedding`, `total`."""
+        """Exact counts: `blocks` (matrices, of all experts), `norms`, `router`, `embed`, `unembed`;
+        `non_embedding`, `total`, and `active`: the non-embedding parameters that one token runs through."""
         per_norm = {"rmsnorm": 1, "layernorm": 2, "none": 0}[self.norm] * self.d_model
         norms = (2 * self.n_layers + 1) * per_norm + self.n_layers * self.qk_norm * 2 * self.head_dim
-        blocks = self.n_layers * sum(i * o for i, o in self.matrices.values())
+        blocks = sum(math.prod(self.full(name)) for name in self.matrices)
+        router = self.n_layers * self.d_model * (self.n_experts or 0)
+        idle = 0  # matrices of the experts that a token does not visit
+        if self.n_experts is not None:
+            mlp = sum(math.prod(self.full(name)) for name in self.matrices if name in MLP)
+            idle = mlp // self.n_experts * (self.n_experts - self.top_k)
+        non_embedding = blocks + norms + router
         embed = self.vocab * self.d_model
         unembed = 0 if self.tied_embeddings else embed
         return {
             "blocks": blocks,
             "norms": norms,
+            "router": router,
             "embed": embed,
             "unembed": unembed,
-            "non_embedding": blocks + norms,
-            "total": blocks + norms + embed + unembed,
+            "non_embedding": non_embedding,
+            "active": non_embedding - idle,
+            "total": non_embedding + embed + unembed,
         }
 
     def flops_per_token(self, *, backward: bool = False) -> int:
         """Matrix-product FLOPs (2 per multiply-add) per token of a full context: block matrices, attention
-        scores and values over all S keys (the masked half is computed too), unembedding.  With `backward`,
-        forward plus backward: three times the forward (two products per product, for weights and inputs)."""
-        blocks = 2 * self.param_counts()["blocks"]
+        scores and values over all S keys (the masked half is computed too), unembedding; of experts those that
+        a token visits.  With `backward`, forward plus backward: three times the forward (two products per
+        product, for weights and inputs)."""
+        counts = self.param_counts()
+        blocks = 2 * (counts["active"] - counts["norms"])
         attention = self.n_layers * 4 * self.context * self.n_heads * self.head_dim
         unembed = 2 * self.vocab * self.d_model
         return (3 if backward else 1) * (blocks + attention + unembed)

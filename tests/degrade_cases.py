@@ -90,7 +90,7 @@ class Bench:
     def _run(self, params, fitted, severity, where, key):
         edit = self.method.apply(params, fitted, severity, where, key)
         cost = self.method.cost(params, edit, severity)
-        return edit, fold(params, edit, self.shape.kv_heads), cost
+        return edit, fold(params, edit, self.shape), cost
 
     def at(self, severity: float, where: Where | None = None, fitted=None):
         """(edit, folded, cost) in numpy at one severity."""

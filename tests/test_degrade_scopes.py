@@ -72,7 +72,7 @@ def test_outside_the_scope_nothing_changes(case, scope):
     strong = {"fraction": 1.0, "bits": 2, "sigma": 1.0}[method.unit]
     edit = edit_of(method, shape, severity_of(strong, method.unit))
     params = trained(shape)
-    folded = fold(params, edit, shape.kv_heads)
+    folded = fold(params, edit, shape)
     touched = 0
     for name, mask in masks.items():
         before, after = np.asarray(params["blocks"][name]), np.asarray(folded[name])
@@ -92,7 +92,7 @@ def test_outside_the_scope_nothing_changes(case, scope):
 
 def test_one_head_under_grouped_queries_leaves_shared_keys_to_the_others():
     method = Case.of("random_heads").build(SHAPE, HEAD)
-    folded = fold(trained(SHAPE), edit_of(method, SHAPE, 1.0), SHAPE.kv_heads)
+    folded = fold(trained(SHAPE), edit_of(method, SHAPE, 1.0), SHAPE)
     assert all((np.asarray(folded[name]) != 0).all() for name in "kv")
     assert (np.asarray(folded["q"]) == 0).sum() == SHAPE.n_layers * SHAPE.d_model * SHAPE.head_dim
 
@@ -104,7 +104,7 @@ def test_where_selects_one_head(case):
     severity = severity_of({"fraction": 1.0, "bits": 3, "sigma": 0.5}[method.unit], method.unit)
     only = Where.only(SHAPE, layer, head)
     params = trained(SHAPE)
-    every, one = (fold(params, edit_of(method, SHAPE, severity, w), SHAPE.kv_heads) for w in (None, only))
+    every, one = (fold(params, edit_of(method, SHAPE, severity, w), SHAPE) for w in (None, only))
     masks = inside(Scope(layers=(layer, layer + 1), head=head), SHAPE)
     shared = case.method == "random_heads"  # the other query head of the group still reads k and v
     for name, mask in masks.items():

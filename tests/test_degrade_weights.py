@@ -129,7 +129,7 @@ def test_statistics_do_not_depend_on_batches(n):
     inner = model.apply(trained(shape), tokens_NT[:, :-1], shape).inner
     for site in SITES:
         x = np.float64(inner[site])
-        np.testing.assert_allclose(got[site].mean_LI, x.mean((1, 2)), atol=1e-6)
+        np.testing.assert_allclose(got[site].mean, x.mean((1, 2)), atol=1e-6)
         np.testing.assert_allclose(got[site].absmax_L, np.abs(x).max((1, 2, 3)), rtol=1e-5)
 
 

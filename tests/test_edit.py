@@ -46,7 +46,7 @@ def test_folded_matrices_are_the_same_model(name, field):
     multipliers = some_zeros((shape.n_layers, size) if size else (shape.n_layers,), 1)
     multipliers[0] = 0
     params, edit = trained(shape), Edit(**{field: multipliers})
-    folded = fold(params, edit, shape.kv_heads)
+    folded = fold(params, edit, shape)
     plain = logits({**params, "blocks": params["blocks"] | folded}, Edit(), shape)
     np.testing.assert_allclose(logits(params, edit, shape), plain, atol=1e-5)
     assert np.abs(plain - logits(params, Edit(), shape)).max() > 1e-4
@@ -55,7 +55,7 @@ def test_folded_matrices_are_the_same_model(name, field):
 def test_nothing_reads_a_removed_neuron():
     neuron_LF = np.ones((MHA.n_layers, MHA.d_ff), np.float32)
     neuron_LF[1, 3] = 0
-    folded = fold(trained(MHA), Edit(neuron_LF=neuron_LF), MHA.kv_heads)
+    folded = fold(trained(MHA), Edit(neuron_LF=neuron_LF), MHA)
     zero = {name: np.argwhere(np.asarray(w) == 0) for name, w in folded.items()}
     assert {name for name, where in zero.items() if len(where)} == {"gate", "up", "down"}
     assert {tuple(x) for x in zero["up"][:, [0, 2]]} == {(1, 3)}
@@ -69,7 +69,7 @@ def test_keys_and_values_go_with_the_last_query_head_of_their_group(heads, group
     K = SHAPE.head_dim
     head_LH = np.ones((SHAPE.n_layers, SHAPE.n_heads), np.float32)
     head_LH[0, list(heads)] = 0
-    folded = fold(trained(SHAPE), Edit(head_LH=head_LH), SHAPE.kv_heads)
+    folded = fold(trained(SHAPE), Edit(head_LH=head_LH), SHAPE)
     gone = {name: np.asarray(folded[name][0] == 0) for name in "qkvo"}
     for h in range(SHAPE.n_heads):
         assert gone["q"][:, h * K : (h + 1) * K].all() == (h in heads) == gone["o"][h * K : (h + 1) * K].all()
@@ -82,7 +82,7 @@ def test_keys_and_values_go_with_the_last_query_head_of_their_group(heads, group
 
 def test_fold_takes_edited_matrices_and_leaves_vectors_out():
     params = trained(SHAPE)
-    folded = fold(params, Edit(params={"blocks": {"up": params["blocks"]["up"] * 2}}), SHAPE.kv_heads)
+    folded = fold(params, Edit(params={"blocks": {"up": params["blocks"]["up"] * 2}}), SHAPE)
     assert set(folded) == set(SHAPE.matrices)
     np.testing.assert_array_equal(folded["up"], params["blocks"]["up"] * 2)
     np.testing.assert_array_equal(folded["q"], params["blocks"]["q"])

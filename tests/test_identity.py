@@ -55,7 +55,7 @@ def method_numbers():
         fitted = method.fit(params, tokens, jax.random.key(1))
         severity = 1 - 4 / 16 if method.unit == "bits" else 0.5
         edit = jax.jit(method.apply)(params, fitted, severity, where, jax.random.key(2))
-        after = fold(params, edit, SHAPE.kv_heads)
+        after = fold(params, edit, SHAPE)
         logits = unembed(params, apply(params, tokens[:, :-1], SHAPE, edit).x_BSD, SHAPE)
         numbers[name] = [*(float(np.abs(w).sum()) for w in after.values()), float(np.abs(logits).sum())]
     return numbers

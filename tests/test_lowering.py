@@ -14,9 +14,11 @@ import pytest
 from wane.eval import sweep
 from wane.eval.measure import METRICS
 from wane.scaling import model
+from wane.scaling.corrupt import Corruption
 from wane.scaling.degrade import METHODS, build
 from wane.scaling.degrade.contract import Where
-from wane.scaling.edit import SITES, Edit
+from wane.scaling.edit import SITES, Edit, Lens
+from wane.scaling.quantize import Grid
 from wane.scaling.shape import Shape
 from wane.train import step
 from wane.train.config import Train
@@ -32,6 +34,7 @@ def ones(*size):
     return jax.ShapeDtypeStruct((SHAPE.n_layers, *size), jnp.float32)
 
 
+X = 2 * SHAPE.n_layers + 1
 BITS = {site: ones() for site in SITES}
 EDITS = {
     "params": Edit(params={"blocks": {"q": PARAMS["blocks"]["q"]}}),
@@ -40,9 +43,19 @@ EDITS = {
     "neuron_LF": Edit(neuron_LF=ones(SHAPE.d_ff)),
     "attn_L": Edit(attn_L=ones()),
     "mlp_L": Edit(mlp_L=ones()),
+    "residual_XD": Edit(residual_XD=jax.ShapeDtypeStruct((X, SHAPE.d_model), jnp.float32)),
+    "residual_map": Edit(residual_map=jax.ShapeDtypeStruct((X, SHAPE.d_model, SHAPE.d_model), jnp.float32)),
+    "expert_LE": Edit(expert_LE=ones(4)),
+    "active_L": Edit(active_L=ones()),
+    "cache_bits": Edit(cache_bits={"k": ones(), "v": ones()}),
+    "lens": Edit(lens=Lens(jnp.eye(SHAPE.d_model), jnp.zeros(SHAPE.d_model))),
+    "corruption": Edit(corruption=Corruption(key=jax.random.key(0), **dict.fromkeys(
+        ("substitute", "delete", "noise", "attack"), jnp.float32(0.1)
+    ))),
     "activation_bits": Edit(activation_bits=BITS),
     "activation_absmax": Edit(activation_bits=BITS, activation_absmax=BITS),
     "weight_bits": Edit(weight_bits={"q": ones(1, 1)}),
+    "weight_grid": Edit(weight_grid={"q": Grid(ones(1, 1), ones(1, 1), ones(1, 1))}),
 }
 
 

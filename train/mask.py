@@ -53,7 +53,7 @@ def degradation_mask(
         fitted = method.fit(params, calibration_NT, key)
         where = Where.everywhere(shape)
         edit = method.apply(params, fitted, jnp.float32(severity), where, jax.random.fold_in(key, 1))
-        return {name: w_LIO != 0 for name, w_LIO in fold(params, edit, shape.kv_heads).items()}
+        return {name: w_LIO != 0 for name, w_LIO in fold(params, edit, shape).items()}
 
     return mask
 

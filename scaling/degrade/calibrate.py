@@ -1,13 +1,15 @@
 """Statistics of the inputs of all block matrices over calibration sequences, one batch in memory at a time."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.scaling.edit import SITES, Params
-from wane.scaling.model import apply
+from wane.scaling.model import Inner, apply
 from wane.scaling.shape import Shape
 
 BATCH = 8  # sequences of one forward pass; fewer where 8 does not divide their number
@@ -16,34 +18,57 @@ BATCH = 8  # sequences of one forward pass; fewer where 8 does not divide their 
 class InputStatistics(NamedTuple):
     """Of the inputs of one site's matrices, over all calibration tokens, in f32."""
 
-    mean_LI: Array
+    mean: Array  # [L, I]; of an expert's `down` [L, E, I], over the tokens that it serves
     absmax_L: Array
 
 
 def input_statistics(params: Params, tokens_NT: Array, shape: Shape) -> dict[str, InputStatistics]:
     """Site (a key of edit.SITES) -> statistics of the trained model on T - 1 tokens of each sequence."""
-    N, T = tokens_NT.shape
-    batch = math.gcd(N, BATCH)
 
-    def of_batch(tokens_BT: Array) -> dict[str, InputStatistics]:
+    def of_batch(tokens_BT: Array) -> dict[str, tuple[Array, Array, Array]]:
         inner = apply(params, tokens_BT[:, :-1], shape).inner
-        inputs = {site: inner[site].astype(jnp.float32) for site in SITES}
+        return {site: jax.vmap(sums)(inner_of(inner, site, shape)) for site in SITES}
+
+    def sums(x: Array) -> tuple[Array, Array, Array]:  # of one layer
+        count = jnp.sum(jnp.any(x != 0, axis=-1), axis=-1, dtype=jnp.int32)
+        return x.sum(-2), count, jnp.abs(x).max()
+
+    def join(a, b):
         return {
-            site: InputStatistics(x_LBSI.mean((1, 2)), jnp.abs(x_LBSI).max((1, 2, 3)))
-            for site, x_LBSI in inputs.items()
+            site: (a[site][0] + b[site][0], a[site][1] + b[site][1], jnp.maximum(a[site][2], b[site][2]))
+            for site in SITES
         }
 
-    def step(total, tokens_BT):
-        new = of_batch(tokens_BT)
-        merged = {
-            site: InputStatistics(t.mean_LI + new[site].mean_LI, jnp.maximum(t.absmax_L, new[site].absmax_L))
-            for site, t in total.items()
-        }
-        return merged, None
+    total = fold_batches(of_batch, join, tokens_NT)
+    dense = tokens_NT.shape[0] * (tokens_NT.shape[1] - 1)
+    return {
+        site: InputStatistics(x / (jnp.maximum(n, 1)[..., None] if x.ndim == 3 else dense), absmax)
+        for site, (x, n, absmax) in total.items()
+    }
 
-    batches = tokens_NT.reshape(N // batch, batch, T)
-    total, _ = lax.scan(step, of_batch(batches[0]), batches[1:])
-    return {site: s._replace(mean_LI=s.mean_LI * (batch / N)) for site, s in total.items()}
+
+def inner_of(inner: Inner, site: str, shape: Shape) -> Array:
+    """The inputs of a site's matrices as f32 rows [.., T, I], T = all tokens of the batch.  Inside a mixture of
+    experts [.., E, T, I], where rows of tokens that an expert does not serve are 0.  Leading axes (of layers)
+    stay."""
+    x = inner[site].astype(jnp.float32)
+    if shape.n_experts is None or site in ("attn_in", "o_in"):
+        return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+    serves = jnp.moveaxis(inner["route"] > 0, -1, -3)  # [.., E, B, S]
+    x = jnp.moveaxis(x, -2, -4) if site == "down_in" else x[..., None, :, :, :]
+    x = jnp.where(serves[..., None], x, 0)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+
+
+def fold_batches(of_batch: Callable[[Array], Any], join: Callable[[Any, Any], Any], x_N: Array) -> Any:
+    """of_batch over batches of sequences, joined pairwise: one batch and one result in memory."""
+    batch = math.gcd(len(x_N), BATCH)
+    batches = x_N.reshape(len(x_N) // batch, batch, *x_N.shape[1:])
+
+    def step(total, x_B):
+        return join(total, of_batch(x_B)), None
+
+    return lax.scan(step, of_batch(batches[0]), batches[1:])[0]
 
 
 def site_of(matrix: str) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from jax import Array
 
 from wane.scaling.edit import Edit, Params
-from wane.scaling.quantize import TERNARY_BITS
-from wane.scaling.shape import Shape
+from wane.scaling.quantize import IDENTITY_BITS, TERNARY_BITS
+from wane.scaling.shape import MLP, Shape
 
-Unit = Literal["fraction", "bits", "sigma"]
+Unit = Literal["fraction", "bits", "sigma", "ratio"]
 Fitted = Any  # a pytree of arrays: scores, ranks, ranges, calibration tokens
 
 
@@ -66,7 +66,7 @@ class Scope:
         return self.layer_L(shape)[:, None] & heads
 
     def weights(self, shape: Shape) -> dict[str, np.ndarray]:
-        """matrix name -> bool, broadcastable to [L, I, O]: weights inside the scope; matrices outside it are
+        """matrix name -> bool, broadcastable to the matrix: weights inside the scope; matrices outside it are
         absent.  One head means the columns of q, the rows of o, and the columns of k and v of its group."""
         names = self.matrices or tuple(shape.matrices)
         if self.head is not None:
@@ -109,10 +109,10 @@ class Where(NamedTuple):
         return Where(np.zeros_like(layer_L), layer_L[:, None] & (np.arange(shape.n_heads) == head))
 
     def entries(self, matrix: str, shape: Shape) -> Array:
-        """bool, broadcastable to [L, I, O]: the entries of one matrix that belong to the selected heads (for
+        """bool, broadcastable to the matrix: the entries of one matrix that belong to the selected heads (for
         q, k, v, o) or to the selected layers (all others)."""
-        if matrix in ("gate", "up", "down"):
-            return self.layer_L[:, None, None]
+        if matrix in MLP:
+            return self.layer_L.reshape(-1, *[1] * (len(shape.full(matrix)) - 1))
         heads_LH = self.head_LH
         if matrix in "kv":  # a key-value head belongs to every query head of its group
             groups = heads_LH.reshape(shape.n_layers, shape.kv_heads, -1)
@@ -156,8 +156,9 @@ class Degradation:
     fit(params, calibration_NT, key) -> fitted: no severity; a random method draws its ranks here, one fitted
     state per draw.  apply(params, fitted, severity, where, key) -> Edit: pure, everything traced.
     hold(params, edit) -> params: the same removal or rounding on other parameters, straight-through; called at
-    each step of a training under it.  cost(params, edit, severity) -> Cost.
-    severities: the default grid, in units of `setting`.
+    each step of a training under it, and unchanged by a second call on its own result.
+    cost(params, edit, severity) -> Cost.  severities: the default grid, in units of `setting`.
+    local: leaves alone what runs before the first selected layer, so that a sensitivity sweep may start there.
     """
 
     name: str
@@ -168,6 +169,7 @@ class Degradation:
     random: bool
     sequential: bool = False
     needs_calibration: bool = False
+    local: bool = True
     promises: Promises
     fit: Callable[[Params, Array, Array], Fitted]
     apply: Callable[[Params, Fitted, Array, Where, Array], Edit]
@@ -176,21 +178,30 @@ class Degradation:
 
 
 def severity_of(setting: float, unit: Unit) -> float:
-    """The severity, 0 = identity and growing with harm, of what a user asked for: bits count down from 16.
+    """The severity, 0 = identity and growing with harm, of what a user asked for: bits count down from 16, a
+    compression ratio r is 1 - 1 / r.
 
     Raises ValueError when the unit does not allow the setting.
     """
     allowed, right = {
         "fraction": ("a number from 0 to 1", 0 <= setting <= 1),
         "bits": (
-            "16 (untouched), a whole number from 2 to 15, or 1.585 (ternary)",
-            setting == TERNARY_BITS or (setting in range(2, 17)),
+            "16 (untouched), a whole number from 1 to 15, or 1.585 (ternary)",
+            setting == TERNARY_BITS or (setting in range(1, 17)),
         ),
+        "ratio": ("1 (untouched) or larger", 1 <= setting < float("inf")),
         "sigma": ("0 or a positive number", 0 <= setting < float("inf")),
     }[unit]
     if not right:
         raise ValueError(f"severity = {setting} {unit}: must be {allowed}")
-    return 1.0 - setting / 16.0 if unit == "bits" else float(setting)
+    if unit == "bits":
+        return 1.0 - setting / IDENTITY_BITS
+    return 1.0 - 1.0 / setting if unit == "ratio" else float(setting)
+
+
+def identity_of(unit: Unit) -> float:
+    """The setting that leaves a model as it was trained."""
+    return {"bits": float(IDENTITY_BITS), "ratio": 1.0}.get(unit, 0.0)
 
 
 def bits_of(severity: Array) -> Array:

@@ -3,6 +3,7 @@
 Embedding, unembedding and norms are never degraded by these methods and are not counted.
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ Bits = Callable[[Removed, Edit], Array]
 def cost_of(params: Params, edit: Edit, shape: Shape, bits: Bits) -> Cost:
     """Cost of an edit; `bits` is the storage model (structured_bits, masked_bits, quantized_bits, full_bits):
     bits per block weight from the removed entries and the edit."""
-    after = fold(params, edit, shape.kv_heads)
+    after = fold(params, edit, shape)
     before = {name: params["blocks"][name] for name in after}
     removed = {name: (after[name] == 0) & (w_LIO != 0) for name, w_LIO in before.items()}
     lost = sum(jnp.sum(jnp.square(w_LIO - after[name])) for name, w_LIO in before.items())
@@ -45,11 +46,12 @@ def structured_bits(removed: Removed, edit: Edit) -> Array:
 
 
 def masked_bits(removed: Removed, edit: Edit, *, in_scope: dict[str, np.ndarray], shape: Shape) -> Array:
-    """Kept weights, and one bit of bitmap per weight in scope of each layer's matrix that lost any weight."""
+    """Kept weights, and one bit of bitmap per weight in scope of each matrix that lost any weight (what the
+    indices of 2:4 sparsity take on hardware, too)."""
     bitmap = 0
     for name, mask in in_scope.items():
-        full = np.broadcast_to(mask, (shape.n_layers, *shape.matrices[name]))
-        bitmap += jnp.sum(jnp.where(removed[name].any((1, 2)), full.sum((1, 2), dtype=np.int32), 0))
+        full = np.broadcast_to(mask, shape.full(name)).sum((-2, -1), dtype=np.int32)
+        bitmap += jnp.sum(jnp.where(removed[name].any((-2, -1)), full, 0))
     weights = jnp.float32(shape.param_counts()["blocks"])
     return structured_bits(removed, edit) + divide(jnp.asarray(bitmap, jnp.float32), weights)
 
@@ -59,14 +61,13 @@ def quantized_bits(removed: Removed, edit: Edit, *, group_size: int, zero_point:
     bits, with a zero point as many bits more as one code has."""
     total = shape.param_counts()["blocks"] * jnp.float32(FULL_BITS)
     for name, bits in (edit.weight_bits or {}).items():
-        fan_in, fan_out = shape.matrices[name]
-        inputs = group_size or fan_in
+        inputs = group_size or shape.matrices[name][0]
         per_scale = bits  # one value for all inputs of an output
-        if bits.shape[1] > 1:
-            per_scale = bits.reshape(shape.n_layers, fan_in // inputs, inputs, -1).min(2)
+        if bits.shape[-2] > 1:
+            per_scale = bits.reshape(*bits.shape[:-2], -1, inputs, bits.shape[-1]).min(-2)
         overhead = jnp.where(per_scale < FULL_BITS, FULL_BITS + zero_point * per_scale, 0)
         saved = FULL_BITS - jnp.mean(bits) - jnp.mean(overhead) / inputs
-        total -= shape.n_layers * fan_in * fan_out * saved
+        total -= math.prod(shape.full(name)) * saved
     return total / shape.param_counts()["blocks"]
 
 

@@ -8,7 +8,7 @@ from wane.scaling.shape import Shape
 
 def hold_zeros(params: Params, edit: Edit, *, shape: Shape) -> Params:
     """params with every block weight zero that the edit removed; gradients of removed weights are zero."""
-    kept = {name: w != 0 for name, w in fold(params, edit, shape.kv_heads).items()}
+    kept = {name: w != 0 for name, w in fold(params, edit, shape).items()}
     held = {name: jnp.where(mask, params["blocks"][name], 0) for name, mask in kept.items()}
     return {**params, "blocks": {**params["blocks"], **held}}
 

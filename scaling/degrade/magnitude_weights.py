@@ -5,6 +5,7 @@ from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
 from wane.scaling.degrade.weights import Group, Weights, weight_pruner
+from wane.scaling.edit import Params
 from wane.scaling.shape import Shape
 
 
@@ -22,11 +23,11 @@ def magnitude_weights(
             f'normalise = True: acts on group = "global" only, got group = "{group}"; leave it out'
         )
 
-    def score(weights: Weights, key: Array) -> Weights:
-        size = {name: jnp.abs(w_LIO) for name, w_LIO in weights.items()}
+    def score(params: Params, calibration_NT: Array, key: Array) -> Weights:
+        size = {name: jnp.abs(params["blocks"][name]) for name in scope.weights(shape)}
         if not normalise:
             return size
-        norm = {name: jnp.sqrt(jnp.sum(a * a, axis=(1, 2), keepdims=True)) for name, a in size.items()}
+        norm = {name: jnp.sqrt(jnp.sum(a * a, axis=(-2, -1), keepdims=True)) for name, a in size.items()}
         return {name: a / (norm[name] + 1e-8) for name, a in size.items()}
 
     return weight_pruner(
@@ -36,6 +37,4 @@ def magnitude_weights(
         settings={"group": group, "normalise": normalise},
         score=score,
         group=group,
-        replace="zero",
-        random=False,
     )

@@ -25,7 +25,7 @@ def random_heads(
         scope=scope,
         settings={"group": group, "replace": replace},
         units=heads(shape, scope),
-        score=lambda params, key: jax.random.uniform(key, size),
+        score=lambda params, calibration_NT, key: jax.random.uniform(key, size),
         group=group,
         replace=replace,
         random=True,

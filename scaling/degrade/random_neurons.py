@@ -17,14 +17,14 @@ def random_neurons(
     `rescale` divides the surviving activations by the fraction left; `mean` replaces a removed neuron by its
     mean activation.
     """
-    size = (shape.n_layers, shape.d_ff)
+    units = neurons(shape, scope)
     return unit_pruner(
         name="random_neurons",
         shape=shape,
         scope=scope,
         settings={"group": group, "replace": replace},
-        units=neurons(shape, scope),
-        score=lambda params, key: jax.random.uniform(key, size),
+        units=units,
+        score=lambda params, calibration_NT, key: jax.random.uniform(key, units.in_scope_LU.shape),
         group=group,
         replace=replace,
         random=True,

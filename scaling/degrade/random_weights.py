@@ -1,11 +1,10 @@
 """Random weight pruning."""
 
 import jax
-from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
 from wane.scaling.degrade.replace import Replace
-from wane.scaling.degrade.weights import Group, Weights, draw, weight_pruner
+from wane.scaling.degrade.weights import Group, draw, weight_pruner
 from wane.scaling.shape import Shape
 
 
@@ -19,16 +18,12 @@ def random_weights(
     noise to a signal of full size; `mean` adds to each output what the removed weights gave on average.
     """
 
-    def score(weights: Weights, key: Array) -> Weights:
-        scores = draw(jax.random.uniform, key, shape)
-        return {name: scores[name] for name in weights}
-
     return weight_pruner(
         name="random_weights",
         shape=shape,
         scope=scope,
         settings={"group": group, "replace": replace},
-        score=score,
+        score=lambda params, calibration_NT, key: draw(jax.random.uniform, key, shape),
         group=group,
         replace=replace,
         random=True,

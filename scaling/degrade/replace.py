@@ -26,7 +26,7 @@ def multiplier(rank: Array, n: Array, severity: Array, touched: Array, replace: 
     return jnp.where(touched, jnp.where(rank >= removed, survivor, 0), 1)
 
 
-def mean_output(mean_LI: Array, w_LIO: Array, degraded_LIO: Array) -> Array:
-    """bias_LO that a matrix's product must gain so that its mean output over the calibration data stays:
-    mean input times what the weights lost."""
-    return jnp.einsum("li,lio->lo", mean_LI, w_LIO - degraded_LIO)
+def mean_output(mean: Array, w: Array, degraded: Array) -> Array:
+    """The bias [.., O] that a matrix's product must gain so that its mean output over the calibration data stays:
+    mean input [.., I] times what the weights [.., I, O] lost."""
+    return jnp.einsum("...i,...io->...o", mean, w - degraded)

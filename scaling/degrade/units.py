@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -29,16 +30,23 @@ class Units:
     selected: Callable[[Where], Array]  # bool, broadcastable to [L, U]
     reader: str  # the matrix whose input rows belong to the units
     field: str  # of Edit
+    size: tuple[int, ...]  # of that field
 
 
 def neurons(shape: Shape, scope: Scope) -> Units:
-    """MLP hidden units; no head and no matrix can be in scope.  Raises ValueError."""
+    """MLP hidden units, of all experts of a layer in one row; no head and no matrix can be in scope.  Raises
+    ValueError."""
     refuse(scope, "head", "neurons belong to no head")
     refuse(scope, "matrices", "a neuron is removed from all matrices of its MLP")
     scope.check(shape)
-    in_scope_LF = np.broadcast_to(scope.layer_L(shape)[:, None], (shape.n_layers, shape.d_ff))
+    size = (*shape.lead("down"), shape.d_ff)
+    in_scope_LU = np.broadcast_to(scope.layer_L(shape)[:, None], (shape.n_layers, math.prod(size[1:])))
     return Units(
-        in_scope_LU=in_scope_LF, selected=lambda w: w.layer_L[:, None], reader="down", field="neuron_LF"
+        in_scope_LU=in_scope_LU,
+        selected=lambda w: w.layer_L[:, None],
+        reader="down",
+        field="neuron_LF",
+        size=size,
     )
 
 
@@ -46,7 +54,14 @@ def heads(shape: Shape, scope: Scope) -> Units:
     """Query heads; no matrix can be in scope.  Raises ValueError."""
     refuse(scope, "matrices", "a head is removed from all matrices of its attention")
     scope.check(shape)
-    return Units(in_scope_LU=scope.head_LH(shape), selected=lambda w: w.head_LH, reader="o", field="head_LH")
+    size = (shape.n_layers, shape.n_heads)
+    return Units(
+        in_scope_LU=scope.head_LH(shape),
+        selected=lambda w: w.head_LH,
+        reader="o",
+        field="head_LH",
+        size=size,
+    )
 
 
 def refuse(scope: Scope, field: str, reason: str) -> None:
@@ -62,31 +77,33 @@ def unit_pruner(
     scope: Scope,
     settings: Mapping[str, Any],
     units: Units,
-    score: Callable[[Params, Array], Array],
+    score: Callable[[Params, Array, Array], Array],
     group: Group,
-    replace: Replace,
-    random: bool,
+    replace: Replace = "zero",
+    random: bool = False,
+    needs_calibration: bool = False,
 ) -> Degradation:
-    """Removes the units of lowest score(params, key) [L, U], ranked per layer or over all layers together."""
+    """Removes the units of lowest score(params, calibration_NT, key) [L, U], ranked per layer or over all layers
+    together."""
     in_scope_LU = units.in_scope_LU
     n = in_scope_LU.sum(axis=-1 if group == "layer" else None, keepdims=True, dtype=np.int32)
 
     def fit(params: Params, calibration_NT: Array, key: Array) -> dict[str, Array]:
-        fitted = {"rank_LU": rank_units(score(params, key), in_scope_LU, group)}
+        fitted = {"rank_LU": rank_units(score(params, calibration_NT, key), in_scope_LU, group)}
         if replace == "mean":
             inputs = input_statistics(params, calibration_NT, shape)
-            fitted["mean_LI"] = inputs[site_of(units.reader)].mean_LI
+            fitted["mean"] = inputs[site_of(units.reader)].mean
         return fitted
 
     def apply(params: Params, fitted: Any, severity: Array, where: Where, key: Array) -> Edit:
         touched = in_scope_LU & units.selected(where)
-        m_LU = multiplier(fitted["rank_LU"], n, severity, touched, replace)
+        m = multiplier(fitted["rank_LU"], n, severity, touched, replace).reshape(units.size)
         bias = None
         if replace == "mean":
-            w_LIO = params["blocks"][units.reader]
-            m_LI = jnp.repeat(m_LU, w_LIO.shape[1] // m_LU.shape[1], axis=1)
-            bias = {units.reader: mean_output(fitted["mean_LI"], w_LIO, w_LIO * m_LI[:, :, None])}
-        return Edit(**{units.field: m_LU}, bias=bias)
+            w = params["blocks"][units.reader]
+            rows = jnp.repeat(m, w.shape[-2] // m.shape[-1], axis=-1)[..., None]
+            bias = {units.reader: mean_output(fitted["mean"], w, w * rows)}
+        return Edit(**{units.field: m}, bias=bias)
 
     return Degradation(
         name=name,
@@ -95,7 +112,7 @@ def unit_pruner(
         unit="fraction",
         severities=FRACTIONS,
         random=random,
-        needs_calibration=replace == "mean",
+        needs_calibration=needs_calibration or replace == "mean",
         promises=Promises(nested=True, exact_count=True),
         fit=fit,
         apply=apply,

@@ -18,8 +18,9 @@ from wane.scaling.degrade.replace import Replace, mean_output, multiplier
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
 
-Group = Literal["row", "layer", "global"]
-Weights = dict[str, Array]  # matrix name -> [L, I, O]
+Group = Literal["row", "layer", "global", "n:4", "n:8"]
+Weights = dict[str, Array]  # matrix name -> [.., I, O], leading axes as in Shape.lead
+Score = Callable[[Params, Array, Array], Weights]  # (params, calibration_NT, key), of every matrix in scope
 
 
 def weight_pruner(
@@ -28,26 +29,29 @@ def weight_pruner(
     shape: Shape,
     scope: Scope,
     settings: Mapping[str, Any],
-    score: Callable[[Weights, Array], Weights],
+    score: Score,
     group: Group,
-    replace: Replace,
-    random: bool,
+    replace: Replace = "zero",
+    random: bool = False,
+    needs_calibration: bool = False,
 ) -> Degradation:
-    """Removes the weights of lowest score(weights in scope, key) in each ranking group.
+    """Removes the weights of lowest score(params, calibration_NT, key) in each ranking group.
 
-    group: `row` ranks the inputs of each output, `layer` the weights of each matrix of each layer, `global`
-    all weights in scope together.
+    group: `row` ranks the inputs of each output, `layer` the weights of each matrix of each layer, `global` all
+    weights in scope together, `n:4` and `n:8` each aligned group of 4 or 8 consecutive inputs of an output, so
+    that severity .5 of n:4 is 2:4 sparsity.
     """
     scope.check(shape)
+    check_pattern(group, scope, shape)
     in_scope = scope.weights(shape)
     n = group_sizes(in_scope, group, shape)
 
     def fit(params: Params, calibration_NT: Array, key: Array) -> dict[str, Weights]:
-        trained = {name: params["blocks"][name] for name in in_scope}
-        fitted = {"rank": rank_weights(score(trained, key), in_scope, group)}
+        scores = score(params, calibration_NT, key)
+        fitted = {"rank": rank_weights({name: scores[name] for name in in_scope}, in_scope, group)}
         if replace == "mean":
             inputs = input_statistics(params, calibration_NT, shape)
-            fitted["mean_LI"] = {name: inputs[site_of(name)].mean_LI for name in in_scope}
+            fitted["mean"] = {name: inputs[site_of(name)].mean for name in in_scope}
         return fitted
 
     def apply(params: Params, fitted: Any, severity: Array, where: Where, key: Array) -> Edit:
@@ -58,12 +62,13 @@ def weight_pruner(
             degraded[name] = w_LIO * multiplier(fitted["rank"][name], n[name], severity, touched, replace)
         bias = None
         if replace == "mean":
-            means = fitted["mean_LI"]
+            means = fitted["mean"]
             bias = {name: mean_output(means[name], trained[name], degraded[name]) for name in trained}
         return Edit(params={"blocks": degraded}, bias=bias)
 
     def cost(params, edit, severity):
-        return cost_of(params, edit, shape, functools.partial(masked_bits, in_scope=in_scope, shape=shape))
+        index = functools.partial(masked_bits, in_scope=in_scope, shape=shape)
+        return cost_of(params, edit, shape, index)
 
     return Degradation(
         name=name,
@@ -72,7 +77,7 @@ def weight_pruner(
         unit="fraction",
         severities=FRACTIONS,
         random=random,
-        needs_calibration=replace == "mean",
+        needs_calibration=needs_calibration or replace == "mean",
         promises=Promises(nested=True, exact_count=True),
         fit=fit,
         apply=apply,
@@ -81,27 +86,57 @@ def weight_pruner(
     )
 
 
+def pattern(group: Group) -> int:
+    """M of an N:M pattern, 0 for the others."""
+    return {"n:4": 4, "n:8": 8}.get(group, 0)
+
+
+def check_pattern(group: Group, scope: Scope, shape: Shape) -> None:
+    """Raises ValueError where N:M groups would be ragged or cut by the scope."""
+    size = pattern(group)
+    for name in scope.weights(shape) if size else ():
+        fan_in = shape.matrices[name][0]
+        if fan_in % size:
+            raise ValueError(
+                f'group = "{group}": {size} must divide the {fan_in} inputs of matrix {name} of {shape.name}; '
+                "change the shape or leave the matrix out of scope.matrices"
+            )
+
+
 def group_sizes(in_scope: dict[str, np.ndarray], group: Group, shape: Shape) -> dict[str, np.ndarray]:
-    """Matrix name -> int32, broadcastable to [L, I, O]: weights in scope of each entry's ranking group."""
-    full = {
-        name: np.broadcast_to(mask, (shape.n_layers, *shape.matrices[name]))
-        for name, mask in in_scope.items()
-    }
+    """Matrix name -> int32, broadcastable to the matrix: weights in scope of each entry's ranking group."""
+    full = {name: np.broadcast_to(mask, shape.full(name)) for name, mask in in_scope.items()}
     if group == "global":
         total = np.int32(sum(mask.sum() for mask in full.values()))
         return dict.fromkeys(full, total)
-    axis = {"row": 1, "layer": (1, 2)}[group]
+    if size := pattern(group):
+        return {
+            name: grouped(mask, size).sum(-2, dtype=np.int32).repeat(size, axis=-2)
+            for name, mask in full.items()
+        }
+    axis = {"row": -2, "layer": (-2, -1)}[group]
     return {name: mask.sum(axis, keepdims=True, dtype=np.int32) for name, mask in full.items()}
+
+
+def grouped(x: Array, size: int) -> Array:
+    """[.., I, O] as [.., I / size, size, O]."""
+    return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
 
 def rank_weights(score: Weights, in_scope: dict[str, np.ndarray], group: Group) -> Weights:
     """int32 ranks of the shape of the scores: 0 is removed first, out of scope comes last."""
     if group == "row":
-        return {name: ranks(s_LIO, in_scope[name], axis=1) for name, s_LIO in score.items()}
-    inside = {name: jnp.broadcast_to(in_scope[name], s_LIO.shape) for name, s_LIO in score.items()}
-    if group == "layer":
+        return {name: ranks(s, in_scope[name], axis=-2) for name, s in score.items()}
+    inside = {name: jnp.broadcast_to(in_scope[name], s.shape) for name, s in score.items()}
+    if size := pattern(group):
         return {
-            name: ranks(s.reshape(len(s), -1), inside[name].reshape(len(s), -1)).reshape(s.shape)
+            name: ranks(grouped(s, size), grouped(inside[name], size), axis=-2).reshape(s.shape)
+            for name, s in score.items()
+        }
+    if group == "layer":
+        flat = {name: (*s.shape[:-2], -1) for name, s in score.items()}
+        return {
+            name: ranks(s.reshape(flat[name]), inside[name].reshape(flat[name])).reshape(s.shape)
             for name, s in score.items()
         }
     joined = (jnp.concatenate([x[name].ravel() for name in score]) for x in (score, inside))
@@ -118,5 +153,5 @@ def split(flat_N: Array, shapes: dict[str, tuple[int, ...]]) -> Weights:
 def draw(sample: Callable[[Array, tuple[int]], Array], key: Array, shape: Shape) -> Weights:
     """sample(key, (N,)) as the block matrices.  All matrices are drawn, so that a scope does not change the
     draw, and at once, because each call of a generator costs a third of a second of compilation."""
-    sizes = {name: (shape.n_layers, *size) for name, size in shape.matrices.items()}
+    sizes = {name: shape.full(name) for name in shape.matrices}
     return split(sample(key, (shape.param_counts()["blocks"],)), sizes)

@@ -1,0 +1,138 @@
+"""Degradation block by block: the statistics of a block come from the degraded blocks before it.
+
+One scan over layers.  In memory stand the residual stream of the calibration set, one block's statistics and one
+batch of activations; a call costs two forwards of the calibration set (one more per further stage).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from wane.scaling.degrade.calibrate import BATCH, inner_of
+from wane.scaling.degrade.contract import Where
+from wane.scaling.edit import SITES, Edit, Params
+from wane.scaling.model import Inner, block, embed
+from wane.scaling.shape import Shape
+
+
+class Layer(NamedTuple):
+    """One block as it stands: its leaves, and its slice of an Edit."""
+
+    params: Params
+    edit: Edit
+
+
+Measure = Callable[[Inner, Any], Any]  # (a batch's intermediates, stage) -> statistics, summed over batches
+Modify = Callable[[Layer, Any, Any, Any], Layer]  # (layer, statistics, its slice of aux, stage) -> layer
+Weights = Mapping[str, Array]
+
+
+def walk(
+    params: Params,
+    tokens_NT: Array,
+    shape: Shape,
+    aux: Any,
+    *,
+    measure: Measure,
+    modify: Modify,
+    stages: tuple = (None,),
+    propagate: bool = True,
+    x_NSD: Array | None = None,
+    edit: Edit | None = None,
+) -> Layer:
+    """Every block modified in turn, stacked again: Layer(block leaves [L, ...], per-layer edit).
+
+    Per block and stage, `measure` runs over batches of the calibration sequences with the block as it stands
+    (inputs are made by the blocks before it, modified), then `modify` changes the block.  aux: pytree of arrays
+    with a leading layer axis.  propagate False: the next block's inputs come from the unmodified block (AWQ).
+    x_NSD: the stream that enters the first block; None: the embeddings of the tokens.  edit: what acts already,
+    as Edit.per_layer() gives it.
+    """
+    x_NSD = embed(params, tokens_NT[:, :-1], shape) if x_NSD is None else x_NSD
+    batch = math.gcd(len(x_NSD), BATCH)
+    x_nBSD = x_NSD.reshape(-1, batch, *x_NSD.shape[1:])
+
+    def run(layer: Layer, x_BSD: Array) -> tuple[Array, Inner]:
+        return block(layer.params, x_BSD, shape, layer.edit)[:2]
+
+    def total(layer: Layer, x_nBSD: Array, stage: Any) -> Any:
+        def step(sums, x_BSD):
+            return jax.tree.map(jnp.add, sums, measure(run(layer, x_BSD)[1], stage)), None
+
+        first = jax.eval_shape(lambda: measure(run(layer, x_nBSD[0])[1], stage))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
+        return lax.scan(step, zeros, x_nBSD)[0]
+
+    def body(x_nBSD, xs):
+        trained, aux_l = xs
+        layer = trained
+        for stage in stages:
+            layer = modify(layer, total(layer, x_nBSD, stage), aux_l, stage)
+        after = layer if propagate else trained
+        return lax.map(lambda x_BSD: run(after, x_BSD)[0], x_nBSD), layer
+
+    layers = Layer(params["blocks"], edit or Edit())
+    return lax.scan(body, x_nBSD, (layers, aux))[1]
+
+
+def rewrite(
+    params: Params,
+    tokens_NT: Array,
+    shape: Shape,
+    in_scope: dict[str, np.ndarray],
+    where: Where,
+    aux: Any = (),
+    *,
+    measure: Callable[[Array], Any],
+    solve: Callable[[Weights, Any, Any], Weights],
+    true_sequential: bool = False,
+) -> dict[str, Array]:
+    """Matrix name -> new weights [.., I, O] of every matrix in scope.
+
+    measure(x_TI) -> statistics of the inputs of one site's matrices, in f32, summed over batches.
+    solve({name: w_IO}, statistics, aux of the layer) -> {name: new w_IO} for the matrices in scope that share
+    these inputs; both are lifted over experts.  Only entries in scope that `where` selects change.
+    true_sequential: the matrices of a later site see the inputs that the earlier ones of the block make after
+    their change; else all see the block as it was (the published default).
+    """
+    sites = {
+        site: names
+        for site, readers in SITES.items()
+        if (names := tuple(name for name in readers if name in in_scope))
+    }
+    touched = {name: jnp.asarray(mask & where.entries(name, shape)) for name, mask in in_scope.items()}
+
+    def lifted(f, name):
+        return jax.vmap(f) if len(shape.lead(name)) == 2 else f
+
+    def measure_sites(inner: Inner, stage) -> dict[str, Any]:
+        return {
+            site: lifted(measure, names[0])(inner_of(inner, site, shape))
+            for site, names in sites.items()
+            if site in stage
+        }
+
+    def modify(layer: Layer, statistics, aux_l, stage) -> Layer:
+        aux_l, touched_l = aux_l
+        new = {}
+        for site in stage:
+            weights = {name: layer.params[name] for name in sites[site]}
+            solved = lifted(lambda w, s: solve(w, s, aux_l), sites[site][0])(weights, statistics[site])
+            new |= {name: jnp.where(touched_l[name], solved[name], weights[name]) for name in weights}
+        return layer._replace(params={**layer.params, **new})
+
+    stages = tuple((site,) for site in sites) if true_sequential else (tuple(sites),)
+    layers = walk(
+        params, tokens_NT, shape, (aux, touched), measure=measure_sites, modify=modify, stages=stages
+    )
+    return {name: layers.params[name] for name in in_scope}
+
+
+def gram(x_TI: Array) -> Array:
+    """x^T x [I, I] in f32 at the highest precision of the device."""
+    return jnp.einsum("ti,tj->ij", x_TI, x_TI, precision=lax.Precision.HIGHEST)

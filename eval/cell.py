@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from wane.eval.measure import METRICS
-from wane.eval.study import Degrade, Evaluation
+from wane.eval.recovery import recovery
+from wane.eval.study import Degrade, Evaluation, Level
 from wane.eval.sweep import Batches, Engine, Point, engine, entering, undegraded
 from wane.scaling.config import canonical
-from wane.scaling.degrade.contract import Where, severity_of
+from wane.scaling.degrade.contract import Scope, Where, severity_of
 from wane.scaling.edit import Params
 from wane.scaling.identity import VERSIONS, array_digest
 from wane.scaling.shape import Shape
-from wane.train.data import EvalSet
+from wane.train.data import EvalSet, Stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,15 @@ class Member:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """The sequences that every member of a study is measured and calibrated on."""
+    """The sequences that every member of a study is measured and calibrated on, the latter by source, and the
+    training stream, from which recovery goes on."""
 
     evaluation: EvalSet
-    calibration_NT: np.ndarray
+    calibrations: Mapping[str, np.ndarray]
+    stream: Stream
 
-    @property
-    def calibration_digest(self) -> str:
-        return array_digest(self.calibration_NT)
+    def calibration_digest(self, source: str) -> str:
+        return array_digest(self.calibrations[source])
 
 
 class Subject:
@@ -60,7 +62,20 @@ class Subject:
         self.member, self.params, self.splits, self.settings = member, params, splits, evaluation
         self.batches = Batches.of(splits.evaluation, evaluation.batch)
         self.full_x = undegraded(member.shape, evaluation.matmul_precision)(params, self.batches)
-        self.calibration = jnp.asarray(splits.calibration_NT)
+        self._calibrations: dict[str, jax.Array] = {}
+
+    def calibration(self, degrade: Degrade) -> jax.Array:
+        """Tokens [N, T] on the device."""
+        source = degrade.calibration
+        if source not in self._calibrations:
+            self._calibrations[source] = jnp.asarray(self.splits.calibrations[source])
+        return self._calibrations[source]
+
+    def recovery_batches(self, degrade: Degrade) -> jax.Array:
+        """Tokens [n, B, T]: what training would have seen next."""
+        stream = dataclasses.replace(self.splits.stream, batch_size=degrade.recovery.batch_size)
+        steps = range(self.member.step, self.member.step + max(1, *degrade.recovery.steps))
+        return jnp.asarray(np.stack([stream.batch(self.member.data_seed, step) for step in steps]))
 
     def entering(self) -> jax.Array:
         return entering(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)
@@ -79,35 +94,57 @@ class Subject:
 def sweep(
     subject: Subject, degrade: Degrade, draws: range, cell_id: str, points: int, tick: Callable[[int], None]
 ) -> tuple[list[dict], dict]:
-    """All rows of a cell, and its timings (seconds, executables), which stay out of the rows.
+    """All rows of a cell, and its timings (seconds, bytes, executables), which stay out of the rows.
 
     tick(n) is called after n more points.
     """
-    programs = subject.engine(degrade, points)
-    method, grid = programs.degradation, degrade.grid(subject.member.shape)
-    severities = [severity for severity, _ in grid]
+    programs, shape = subject.engine(degrade, points), subject.member.shape
+    method = programs.degradation
     rows, clock = [], {"fit_seconds": 0.0, "sweep_seconds": 0.0}
-    blocks_in = subject.entering() if degrade.each != "whole" else None
     for draw in draws:
         key = subject.draw_key(degrade, draw)
         started = time.perf_counter()
-        fitted = jax.block_until_ready(programs.fit(subject.params, subject.calibration, key))
+        fitted = programs.fit(subject.params, subject.calibration(degrade), key)
+        jax.block_until_ready(fitted)
         clock["fit_seconds"] += time.perf_counter() - started
         started = time.perf_counter()
-        for layer, head, where in selections(degrade, subject.member.shape):
-            below = None if layer is None else (jnp.int32(layer), blocks_in[layer])
-            swept = programs.sweep(
-                subject.params, fitted, severities, where, jax.random.fold_in(key, 1), subject.batches,
-                subject.full_x, below,
-            )  # fmt: skip
-            for (severity, setting), point in zip(grid, swept, strict=True):
-                about = {"severity": severity, "setting": setting, "setting_unit": method.unit}
-                about |= {"layer": layer, "head": head, "draw": draw}
-                about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
-                rows += point_rows(subject, degrade, about, point, cell_id, method.needs_calibration)
-                tick(1)
+        for layer, head, level, point in swept(subject, degrade, programs, fitted, jax.random.fold_in(key, 1)):
+            about = level._asdict() | dict(zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True))
+            about |= {"layer": layer, "head": head, "draw": draw}
+            about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
+            rows += point_rows(subject, degrade, about, point, cell_id)
+            tick(1)
         clock["sweep_seconds"] += time.perf_counter() - started
-    return rows, clock | {"executables": programs.compilations()}
+    memory = {"fit_memory_bytes": programs.fit.memory(), "point_memory_bytes": programs.point.memory()}
+    return rows, clock | memory | {"executables": programs.compilations()}
+
+
+def swept(
+    subject: Subject, degrade: Degrade, programs: Engine, fitted: Any, key: jax.Array
+) -> Iterator[tuple[int | None, int | None, Level, Point]]:
+    """(layer, head, level, point) of every unit and level of one draw."""
+    grid, shape = degrade.grid(subject.member.shape), subject.member.shape
+    common = subject.params, fitted
+    data = subject.batches, subject.full_x
+    if degrade.recovery:
+        settings, where = subject.settings, Where.everywhere(shape)
+        train = degrade.recovery.train()
+        tuned = recovery(shape, programs.degradation, settings.metrics, settings.matmul_precision, train)
+        tokens_nBT = subject.recovery_batches(degrade)
+        for severity in dict.fromkeys(level.severity for level in grid):
+            levels = [level for level in grid if level.severity == severity]
+            steps = [int(level.severity_2) for level in levels]
+            after = tuned.sweep(*common, severity, where, key, *data, tokens_nBT, steps)
+            for level, point in zip(levels, after, strict=True):
+                yield None, None, level, point
+        return
+    severities = [(level.severity, level.severity_2) if degrade.then else level.severity for level in grid]
+    blocks_in = subject.entering() if degrade.each != "whole" else None
+    for layer, head, where in selections(degrade, shape):
+        below = None if layer is None else (jnp.int32(layer), blocks_in[layer])
+        out = programs.sweep(*common, severities, where, key, *data, below)
+        for level, point in zip(grid, out, strict=True):
+            yield layer, head, level, point
 
 
 def draw_key(draw_seed: int, init_seed: int, data_seed: int, method: str, draw: int) -> jax.Array:
@@ -134,16 +171,18 @@ def selections(degrade: Degrade, shape: Shape) -> Iterator[tuple[int | None, int
 
 
 def point_rows(
-    subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str, calibrated: bool
+    subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str
 ) -> list[dict]:
     """The rows of one point: one per metric and task with a count."""
     cost = {name: float(value) for name, value in point.cost._asdict().items()}
     if not np.isfinite(cost["compression_ratio"]):  # nothing is left to store
         cost["compression_ratio"] = None
     common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
-    common |= {"pruned": when(subject.member, about["severity"])}
+    common |= {"pruned": when(subject.member, degraded=bool(about["severity"] or about["severity_2"]))}
     common |= about | cost | degrade_columns(degrade)
-    common |= {"calibration_digest": subject.splits.calibration_digest if calibrated else None}
+    if degrade.built(subject.member.shape).needs_calibration:
+        digest = subject.splits.calibration_digest(degrade.calibration)
+        common |= {"calibration": degrade.calibration, "calibration_digest": digest}
     return [common | values for values in measured(subject, point)]
 
 
@@ -157,19 +196,20 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
     programs = subject.engine(degrade, 1)
     (setting,) = degrade.severities
     key = subject.draw_key(degrade, 0)
-    fitted = programs.fit(subject.params, subject.calibration, key)
+    fitted = programs.fit(subject.params, subject.calibration(degrade), key)
     where = Where.everywhere(subject.member.shape)
     (point,) = programs.sweep(
         subject.params, fitted, [0.0], where, key, subject.batches, subject.full_x
     )  # severity 0: the parameters as they were trained
-    matrices = [leaf for leaf in subject.params["blocks"].values() if leaf.ndim == 3]
+    matrices = [subject.params["blocks"][name] for name in subject.member.shape.matrices]
     zeros = sum(int(jnp.sum(leaf == 0)) for leaf in matrices)
     about = {
         "severity": severity_of(setting, programs.degradation.unit), "setting": setting,
+        "severity_2": None, "setting_2": None, "setting_2_unit": None,
         "setting_unit": programs.degradation.unit, "layer": None, "head": None, "draw": 0,
         "draw_seed": subject.settings.draw_seed if programs.degradation.random else None,
         "removed_fraction": zeros / sum(leaf.size for leaf in matrices), "relative_weight_error": None,
-        "bits_per_weight": None, "compression_ratio": None, "calibration_digest": None,
+        "bits_per_weight": None, "compression_ratio": None,
     }  # fmt: skip
     common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
     common |= about | degrade_columns(degrade)
@@ -215,11 +255,11 @@ def diverged_rows(
 ) -> list[dict]:
     """What the table keeps of a member whose training diverged: its loss is null at every point, with the
     reason; nothing is computed."""
-    method, loss = degrade.built(member.shape), METRICS["loss"]
+    units, loss = degrade.units(member.shape), METRICS["loss"]
     common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade)
     common |= dict.fromkeys(
         ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "draw_seed",
-         "calibration_digest", "per_sequence", "chance", "ceiling", "value")
+         "per_sequence", "chance", "ceiling", "value")
     )  # fmt: skip
     common |= {
         "task": "all",
@@ -228,35 +268,44 @@ def diverged_rows(
         "metric_version": loss.version,
         "count": 0,
     }
-    common |= {"setting_unit": method.unit, "status": "diverged", "reason": member.diverged}
+    common |= dict(zip(("setting_unit", "setting_2_unit"), units, strict=True))
+    common |= {"status": "diverged", "reason": member.diverged}
     grid = degrade.grid(member.shape)
     if member.pruned != "never":  # trained under a mask: one point, not a curve of its own
         grid = grid[-1:]
     return [
         common
-        | {"severity": severity, "setting": setting, "draw": draw, "layer": layer, "head": head}
-        | {"pruned": when(member, severity)}
+        | level._asdict()
+        | {"draw": draw, "layer": layer, "head": head}
+        | {"pruned": when(member, degraded=not level.undegraded)}
         for draw in draws
         for layer, head, _ in selections(degrade, member.shape)
-        for severity, setting in grid
+        for level in grid
     ]
 
 
-def when(member: Member, severity: float) -> str:
+def when(member: Member, *, degraded: bool) -> str:
     """The column `pruned`: a member trained under a mask keeps its own, others are pruned after training."""
     if member.pruned != "never":
         return member.pruned
-    return "never" if severity == 0 else "after"
+    return "after" if degraded else "never"
 
 
 def degrade_columns(degrade: Degrade) -> dict:
     """Columns that name the degradation; a sensitivity sweep is told by its layer and head columns."""
+    settings = dict(degrade.settings)
+    if then := degrade.then:
+        settings |= {f"{then.method}.{name}": value for name, value in then.settings.items()}
+        settings |= {} if then.scope == Scope() else {f"{then.method}.scope": str(then.scope)}
+    if degrade.recovery:
+        settings |= {"recovery.lr": degrade.recovery.lr, "recovery.batch_size": degrade.recovery.batch_size}
     return {
-        "method": degrade.method,
+        "method": degrade.name,
         "scope": str(degrade.scope),
-        "settings": canonical(degrade.settings),
+        "settings": canonical(settings),
         "matrix": None,
-        "severity_2": None,
+        "calibration": None,
+        "calibration_digest": None,
     }
 
 
@@ -267,8 +316,9 @@ def member_columns(member: Member, evaluation: Evaluation, splits: Splits, cell_
         "study": member.study, "cell_id": cell_id, "member_id": member.id, "shape": shape.name,
         "arm": member.arm, "d_model": shape.d_model, "n_layers": shape.n_layers, "n_heads": shape.n_heads,
         "n_kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "d_ff": shape.d_ff, "vocab": shape.vocab,
+        "n_experts": shape.n_experts, "top_k": None if shape.n_experts is None else shape.top_k,
         "context": shape.context, "non_embedding_params": counts["non_embedding"],
-        "total_params": counts["total"], "init_seed": member.init_seed, "data_seed": member.data_seed,
+        "active_params": counts["active"], "total_params": counts["total"], "init_seed": member.init_seed, "data_seed": member.data_seed,
         "train_step": member.step, "train_tokens": member.tokens, "pruned": member.pruned,
         "pruned_at_step": member.pruned_at_step, "checkpoint_digest": member.checkpoint_digest,
         "evaluation_digest": splits.evaluation.digest,

@@ -9,7 +9,7 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1  # raise when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = 2  # raise when a column is added, removed, renamed or changes its meaning
 VERSION_KEY, COLUMNS_KEY = b"wane.schema_version", b"wane.columns"
 
 
@@ -41,17 +41,20 @@ _WHO = (
     _text("study", "name of the study"),
     _text("cell_id", "hash of everything that the row depends on: the unit of work that wrote it"),
     _text("member_id", "hash that names the trained model: shape and seeds and training settings"),
-    _text("shape", "short name of the architecture, d<d_model>-L<n_layers>"),
+    _text("shape", "short name of the architecture, d<d_model>-L<n_layers>-f<d_ff>, with experts -e<n_experts>"),
     _text("arm", "variant of the family that the member belongs to; empty for the primary one"),
     _whole("d_model", "dimensions", "width of the residual stream"),
     _whole("n_layers", "layers", "number of blocks"),
     _whole("n_heads", "heads", "query heads per block"),
     _whole("n_kv_heads", "heads", "key-value heads per block"),
     _whole("head_dim", "dimensions", "width of one head"),
-    _whole("d_ff", "dimensions", "hidden width of the feed-forward layer"),
+    _whole("d_ff", "dimensions", "hidden width of the feed-forward layer, of each expert"),
+    _whole("n_experts", "experts", "experts per block; null: a dense feed-forward layer", nullable=True),
+    _whole("top_k", "experts", "experts that a token runs through as trained; null: dense", nullable=True),
     _whole("vocab", "tokens", "rows of the embedding, padding included"),
     _whole("context", "tokens", "sequence length in training and evaluation"),
-    _whole("non_embedding_params", "parameters", "block matrices and norm gains"),
+    _whole("non_embedding_params", "parameters", "block matrices (of all experts), routers and norm gains"),
+    _whole("active_params", "parameters", "those of non_embedding_params that one token runs through"),
     _whole("total_params", "parameters", "all parameters, embedding and unembedding included"),
     _whole("init_seed", "", "seed of the initial parameters"),
     _whole("data_seed", "", "seed of the order of the training data, common to all shapes"),
@@ -75,9 +78,16 @@ _DEGRADATION = (
     _whole("head", "", "the only head that was degraded; null: all in scope", nullable=True),
     _text("matrix", "the only matrix that was degraded; null: all in scope", nullable=True),
     _real("severity", "", "how much was asked to be taken; 0 is the identity and harm grows with it"),
-    _real("severity_2", "", "severity of the second method of a composition", nullable=True),
+    _real("severity_2", "", "severity of a second method, or updates of recovery; null: none", nullable=True),
     _real("setting", "see setting_unit", "the severity as the user wrote it"),
-    _text("setting_unit", "unit of setting", allowed=("fraction", "bits", "layers", "sigma")),
+    _text("setting_unit", "unit of setting", allowed=("fraction", "bits", "sigma", "ratio")),
+    _real("setting_2", "see setting_2_unit", "the second severity as the user wrote it", nullable=True),
+    _text(
+        "setting_2_unit",
+        "unit of setting_2",
+        allowed=("fraction", "bits", "sigma", "ratio", "steps"),
+        nullable=True,
+    ),
     _real(
         "removed_fraction",
         "fraction",
@@ -111,6 +121,7 @@ _MEASUREMENT = (
 _PROVENANCE = (
     _text("checkpoint_digest", "digest of the parameters that were measured"),
     _text("evaluation_digest", "digest of the evaluation sequences"),
+    _text("calibration", "source of the calibration sequences; null: none used", nullable=True),
     _text("calibration_digest", "digest of the calibration sequences; null: none used", nullable=True),
     _text("code_version", "version of the code of every stage that the value depends on"),
     _whole("metric_version", "", "version of the definition of the metric"),

@@ -2,25 +2,85 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from wane.eval.measure import METRICS
 from wane.scaling.config import canonical, close_matches, override
 from wane.scaling.degrade import METHODS, build
+from wane.scaling.degrade.compose import compose
 from wane.scaling.degrade.contract import Degradation, Scope, identity_of, severity_of
 from wane.scaling.family import Family
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.data import Data
+from wane.train.data.calibration import check_calibration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Then:
+    """A second method on what the first left (pruning, then quantisation): its severities cross with the first
+    one's.  Fields as in Degrade."""
+
+    method: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scope: Scope = Scope()
+    severities: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        check_method("degradations.then.method", self.method)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """A short fine-tune with the degradation in force: removed weights stay removed, rounded ones on their
+    lattice.  steps: numbers of updates, the second severity (0, no recovery, is always added).  Batches are
+    those that training would have seen next; lr is that of the base shape, constant."""
+
+    steps: tuple[int, ...]
+    lr: float = 2**-10
+    batch_size: int = 16
+
+    def __post_init__(self):
+        if not self.steps or min(self.steps) < 0:
+            raise ValueError(f"degradations.recovery.steps = {self.steps}: must be numbers of updates, 0 or more")
+        for field in ("lr", "batch_size"):
+            if not getattr(self, field) > 0:
+                raise ValueError(
+                    f"degradations.recovery.{field} = {getattr(self, field)}: must be above 0"
+                )
+
+    def train(self) -> Train:
+        """The optimizer: constant learning rate from the first update, no weight decay."""
+        return Train(
+            lr=self.lr, batch_size=self.batch_size, schedule="wsd", warmup_fraction=0.0, decay_fraction=0.0,
+            final_lr_fraction=1.0, weight_decay=0.0,
+        )  # fmt: skip
+
+
+class Level(NamedTuple):
+    """Severity and the setting that the user wrote, of the method and of what follows it (a second method, or
+    updates of recovery), if anything does."""
+
+    severity: float
+    setting: float
+    severity_2: float | None = None
+    setting_2: float | None = None
+
+    @property
+    def undegraded(self) -> bool:
+        return self.severity == 0 and not self.severity_2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Degrade:
     """One method swept over severities.  `settings` go to the method's builder; `severities` are in the
-    method's unit (fractions, bits, sigma), () = its default grid; the identity is always added.
+    method's unit (fractions, bits, sigma, compression ratio), () = its default grid; the identity is always
+    added.
 
     each: "whole" degrades all of the scope at once; "layer" and "head" one layer or one head at a time
-    (sensitivity).  draws: realisations of a random method, nested in a member.
+    (sensitivity).  draws: realisations of a random method, nested in a member.  calibration: where the
+    sequences that a method learns from come from: same (as in training), random (tokens), task:NAME,
+    tasks:NAME=SHARE,..., or a text source.
     """
 
     method: str
@@ -29,30 +89,80 @@ class Degrade:
     severities: tuple[float, ...] = ()
     draws: int = 1
     each: Literal["whole", "layer", "head"] = "whole"
+    calibration: str = "same"
+    then: Then | None = None
+    recovery: Recovery | None = None
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(
-                f"degradations.method = {self.method!r}: not a method{close_matches(self.method, METHODS)};"
-                " `wane list methods` shows them all"
-            )
+        check_method("degradations.method", self.method)
+        check_calibration(self.calibration)
         if self.draws < 1:
             raise ValueError(f"degradations.draws = {self.draws}: must be at least 1")
+        if self.then and self.recovery:
+            raise ValueError("degradations.recovery: a composition has its second severity already; leave one out")
+        if self.recovery and self.each != "whole":
+            raise ValueError(f"degradations.each = {self.each!r}: recovery is of the whole model; use 'whole'")
+
+    @property
+    def name(self) -> str:
+        """The method, and what follows it."""
+        after = self.then.method if self.then else "recovery" if self.recovery else ""
+        return f"{self.method}+{after}" if after else self.method
 
     def built(self, shape: Shape) -> Degradation:
-        return build(self.method, shape, self.scope, self.settings)
+        """Equal degradations of a shape are the same object.  Raises ValueError for what cannot be."""
+        method = first = build(self.method, shape, self.scope, self.settings)
+        if self.then:
+            method = compose(first, self._second(shape), shape)
+        if self.each != "whole" and not method.local:
+            raise ValueError(
+                f"degradations.each = {self.each!r}: {self.name} changes the input of every layer; use 'whole'"
+            )
+        if self.calibration != "same" and not method.needs_calibration:
+            raise ValueError(
+                f"degradations.calibration = {self.calibration!r}: {self.name} with these settings learns from no "
+                "sequences; leave it out"
+            )
+        return method
 
-    def grid(self, shape: Shape) -> tuple[tuple[float, float], ...]:
-        """(severity, setting) pairs in order of harm, the identity first.
+    def _second(self, shape: Shape) -> Degradation:
+        return build(self.then.method, shape, self.then.scope, self.then.settings)
+
+    def units(self, shape: Shape) -> tuple[str, str | None]:
+        """Units of both settings."""
+        second = "steps" if self.recovery else self._second(shape).unit if self.then else None
+        return self.built(shape).unit, second
+
+    def grid(self, shape: Shape) -> tuple[Level, ...]:
+        """The levels in order of harm, the identity first.
 
         Raises ValueError when a severity is outside what the method's unit allows.
         """
-        method = self.built(shape)
-        settings = {identity_of(method.unit), *(self.severities or method.severities)}
-        try:
-            return tuple(sorted((severity_of(setting, method.unit), setting) for setting in settings))
-        except ValueError as error:
-            raise ValueError(f"degradations.severities of {self.method}: {error}") from None
+        firsts = _severities(self.built(shape), self.severities)
+        if self.recovery:
+            counts = sorted({0, *self.recovery.steps})
+            return tuple(Level(*first, float(n), float(n)) for first in firsts for n in counts)
+        if self.then:
+            seconds = _severities(self._second(shape), self.then.severities)
+            return tuple(Level(*first, *second) for first in firsts for second in seconds)
+        return tuple(Level(*first) for first in firsts)
+
+
+def check_method(field: str, name: str) -> None:
+    """Raises ValueError with the close matches when there is no method of this name."""
+    if name not in METHODS:
+        raise ValueError(
+            f"{field} = {name!r}: not a method{close_matches(name, METHODS)}; `wane list methods` shows them all"
+        )
+
+
+def _severities(method: Degradation, asked: tuple[float, ...]) -> list[tuple[float, float]]:
+    """(severity, setting) pairs, the identity among them."""
+    settings = {identity_of(method.unit), *(asked or method.severities)}
+    try:
+        return sorted((severity_of(setting, method.unit), setting) for setting in settings)
+    except ValueError as error:
+        raise ValueError(f"degradations.severities of {method.name}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +215,7 @@ class Evaluation:
     seed: int = 0
     draw_seed: int = 0
     calibration_sequences: int = 32
+    calibration_seed: int = 0
     metrics: tuple[str, ...] = tuple(METRICS)
     matmul_precision: Literal["default", "high", "highest"] = "highest"
 

@@ -25,7 +25,7 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with `group`, `curve` and rows of excess loss (loss(s) - loss(0)) and perplexity added."""
     frame = frame.copy()
     frame["group"] = frame["shape"].where(frame["arm"] == "", frame["shape"] + " (" + frame["arm"] + ")")
-    keys = ["method", "scope", "settings", "severity_2"]
+    keys = ["method", "scope", "settings", "calibration", "setting_2", "setting_2_unit"]
     names = frame[keys].drop_duplicates()
     names["curve"] = [curve_name(*values) for values in names.itertuples(index=False)]
     frame = frame.merge(names, on=keys, how="left")
@@ -36,18 +36,29 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame, *[rows for rows in derived if len(rows)]], ignore_index=True)
 
 
-def curve_name(method: str, scope: str, settings: str, severity_2: float | None = None) -> str:
-    """Method, then scope and settings where they are not the defaults."""
+def curve_name(
+    method: str,
+    scope: str,
+    settings: str,
+    calibration: str | None = None,
+    setting_2: float | None = None,
+    setting_2_unit: str | None = None,
+) -> str:
+    """Method, then scope, settings and calibration where they are not the defaults, then the second severity."""
     parts = [method] + ([] if scope == "all" else [scope])
     parts += [f"{key} {value}" for key, value in json.loads(settings).items()]
-    return " · ".join(parts + ([] if pd.isna(severity_2) else [f"second severity {severity_2:g}"]))
+    if not (pd.isna(calibration) or calibration == "same"):
+        parts.append(f"calibrated on {calibration}")
+    if not pd.isna(setting_2):
+        parts.append(f"then {setting_2:g} {setting_2_unit}")
+    return " · ".join(parts)
 
 
 def _excess_loss(loss: pd.DataFrame) -> pd.DataFrame:
-    """Loss minus the loss at severity 0: of the same curve if it was measured, else of the same member."""
+    """Loss minus that of the undegraded model: measured in the same curve if it was, else of the same member."""
     member = ["member_id", "train_step", "evaluation_digest", "task"]
     curve = [*member, "curve", "pruned", "pruned_at_step", "draw"]
-    undegraded = loss[loss["severity"] == 0]
+    undegraded = loss[untouched(loss)]
     bases = [undegraded.groupby(keys, dropna=False)["value"].mean() for keys in (curve, member)]
     own, shared = (
         loss[keys].join(base, on=keys)["value"] for keys, base in zip((curve, member), bases, strict=True)
@@ -55,6 +66,11 @@ def _excess_loss(loss: pd.DataFrame) -> pd.DataFrame:
     excess = loss["value"] - own.fillna(shared)
     known = excess.notna() | (loss["status"] == "diverged")
     return loss.assign(metric="excess_loss", value=excess)[known]
+
+
+def untouched(frame: pd.DataFrame) -> pd.Series:
+    """Rows of models as they were trained: both severities 0."""
+    return (frame["severity"] == 0) & (frame["severity_2"].fillna(0) == 0)
 
 
 def last_checkpoint(frame: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +131,7 @@ def interval_factor(seeds):
 def undegraded(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One row per finished member and task: group, member_id, task, value, chance, ceiling at severity 0."""
     rows = plain(frame)
-    rows = rows[(rows["metric"] == metric) & (rows["severity"] == 0) & (rows["status"] == "ok")]
+    rows = rows[(rows["metric"] == metric) & untouched(rows) & (rows["status"] == "ok")]
     return rows.groupby(["group", "member_id", "task"])[["value", "chance", "ceiling"]].mean().reset_index()
 
 

@@ -14,11 +14,15 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.measure import METRICS, View
+from wane.eval.program import Program
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.edit import Edit, Params, merge
 from wane.scaling.model import apply, nll_of_logits, unembed
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet
+
+
+Severity = float | tuple[float, float]  # of a composition, one of each method
 
 
 class Batches(NamedTuple):
@@ -55,16 +59,16 @@ class Engine:
         self, shape: Shape, degradation: Degradation, metrics: tuple[str, ...], precision: str, points: int
     ):
         self.degradation, self.points = degradation, points
-        self.fit = _jit(degradation.fit, precision)
-        self.point = _jit(
+        self.fit = Program(degradation.fit, precision)
+        self.point = Program(
             functools.partial(_over_severities, points, _point, shape, degradation, metrics), precision
         )
-        self.point_above = _jit(
+        self.point_above = Program(
             functools.partial(_over_severities, points, _point_above, shape, degradation, metrics), precision
         )
 
     def sweep(
-        self, params: Params, fitted: Fitted, severities: Sequence[float], where: Where, key: Array,
+        self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
         batches: Batches, full_x: Array, below: tuple[int, Array] | None = None,
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per severity.  full_x: `undegraded(...)` of the same batches.  below = (layer, block_in):
@@ -82,7 +86,7 @@ class Engine:
 
     def compilations(self) -> int:
         """How many executables the points have cost so far."""
-        return self.point._cache_size() + self.point_above._cache_size()
+        return self.point.executables() + self.point_above.executables()
 
 
 @functools.lru_cache(maxsize=64)
@@ -92,17 +96,6 @@ def engine(
     """The engine of a (shape, degradation), shared in the process.  Degradation objects hash by identity:
     pass the one that `wane.scaling.degrade.build` caches."""
     return Engine(shape, degradation, metrics, precision, points)
-
-
-def _jit(f, precision: str):
-    """jit under one matrix-product precision, the same for dense and degraded evaluation."""
-
-    @functools.wraps(f if hasattr(f, "__name__") else f.func)
-    def traced(*args):
-        with jax.default_matmul_precision(precision):
-            return f(*args)
-
-    return jax.jit(traced)
 
 
 def _over_severities(points: int, point, shape, degradation, metrics, severity_P: Array, *arguments) -> Point:
@@ -120,7 +113,7 @@ def _point(shape, degradation, metrics, severity, params, fitted, where, key, ba
     def forward(batch, _):
         return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD
 
-    return _measure(shape, degradation, metrics, severity, params, edit, forward, batches, full_x, full_x)
+    return measure(shape, degradation, metrics, severity, params, edit, forward, batches, full_x, full_x)
 
 
 def _point_above(
@@ -131,12 +124,13 @@ def _point_above(
     def forward(batch, x_BSD):
         return apply(params, batch.tokens[:, :-1], shape, edit, start=(layer, x_BSD)).x_BSD
 
-    return _measure(shape, degradation, metrics, severity, params, edit, forward, batches, full_x, block_in)
+    return measure(shape, degradation, metrics, severity, params, edit, forward, batches, full_x, block_in)
 
 
-def _measure(
+def measure(
     shape, degradation, metrics, severity, params, edit: Edit, forward, batches, full_x, x_in
 ) -> Point:
+    """All metrics of one degraded model.  forward(batch, x_in of the batch) -> residual stream."""
     degraded = merge(params, edit)
 
     def one(item):
@@ -161,21 +155,21 @@ def _measure(
 
 @functools.lru_cache(maxsize=32)
 def undegraded(shape: Shape, precision: str):
-    """Jitted (params, batches) -> residual stream after the last block, [n, B, S, D]; shared by all points."""
+    """(params, batches) -> residual stream after the last block, [n, B, S, D]; shared by all points."""
 
     def forward(params, batches):
         return lax.map(lambda b: apply(params, b.tokens[:, :-1], shape).x_BSD, batches)
 
-    return _jit(forward, precision)
+    return Program(forward, precision)
 
 
 @functools.lru_cache(maxsize=32)
 def entering(shape: Shape, precision: str):
-    """Jitted (params, batches) -> the residual stream that enters every block, [L, n, B, S, D]: what a
+    """(params, batches) -> the residual stream that enters every block, [L, n, B, S, D]: what a
     sensitivity sweep starts from.  Same bits as inside the full forward."""
 
     def forward(params, batches):
         inner = lax.map(lambda b: apply(params, b.tokens[:, :-1], shape).inner["block_in"], batches)
         return jnp.moveaxis(inner, 1, 0)
 
-    return _jit(forward, precision)
+    return Program(forward, precision)

@@ -58,7 +58,7 @@ def _check_column(column: Column, values: pa.ChunkedArray) -> None:
         raise ValueError(f"column {column.name}: nan or inf; write null where a number is not defined")
     if column.allowed:
         for value in values.unique().to_pylist():
-            if value not in column.allowed:
+            if value is not None and value not in column.allowed:
                 raise ValueError(f"column {column.name} = {value!r}: must be one of {list(column.allowed)}")
     if column.name == "settings":
         for value in values.unique().to_pylist():

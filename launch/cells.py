@@ -8,10 +8,12 @@ from wane.eval.measure import METRICS
 from wane.eval.study import Degrade, FixedMask, Study
 from wane.scaling.config import to_json
 from wane.scaling.degrade import build
+from wane.scaling.degrade.contract import Degradation
 from wane.scaling.identity import VERSIONS, digest_of
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.data import Data, Stream, open_data
+from wane.train.data.calibration import calibration
 
 DRAWS_PER_CELL = (
     4  # a cell sweeps a block of draws: more draws are new cells, and a kill loses at most a block
@@ -74,7 +76,11 @@ class SweepCell:
         at = "" if self.step == member.steps else f" step {self.step}"
         arm = f"{member.arm} " if member.arm else ""
         seed = member.init_seeds[self.replica]
-        return f"sweep {arm}{member.shape.name} seed {seed}{at} {self.degrade.method}{where}"
+        return f"sweep {arm}{member.shape.name} seed {seed}{at} {self.degrade.name}{where}"
+
+    @property
+    def method(self) -> Degradation:
+        return self.degrade.built(self.trained.shape)
 
     def points(self) -> int:
         """Curve points that the cell computes."""
@@ -126,9 +132,12 @@ def cohorts(study: Study) -> list[Cohort]:
 def splits(study: Study, stream: Stream) -> Splits:
     """The evaluation and calibration sequences of a study: those of its primary arm."""
     settings = study.evaluation
+    count, seed = settings.calibration_sequences, settings.calibration_seed
+    sources = dict.fromkeys(("same", *(degrade.calibration for degrade in study.degradations)))
     return Splits(
         evaluation=stream.evaluation(settings.sequences, settings.seed),
-        calibration_NT=stream.calibration(settings.calibration_sequences, settings.seed),
+        calibrations={source: calibration(source, stream, count, seed) for source in sources},
+        stream=stream,
     )
 
 
@@ -185,7 +194,7 @@ def _train_cell(
         "arm": cohort.arm,
         "stream": cohort.stream.digest,
         "needs": needs.id if needs else None,
-        "calibration": splits.calibration_digest if mask else None,
+        "calibration": splits.calibration_digest("same") if mask else None,
         "draw_seed": study.evaluation.draw_seed if mask else None,
         "versions": [VERSIONS["data"], VERSIONS["train"], VERSIONS["method"] if mask else 0],
     }
@@ -231,7 +240,8 @@ def _sweep_cell(study, trained: TrainCell, replica: int, step: int, degrade: Deg
         "draws": list(draws),
         "evaluation": study.evaluation,
         "sequences": splits.evaluation.digest,
-        "calibration": splits.calibration_digest,
+        "calibration": splits.calibration_digest(degrade.calibration),
+        "stream": splits.stream.digest if degrade.recovery else None,
         "versions": [VERSIONS["method"], VERSIONS["metric"]],
         "metrics": [METRICS[name].version for name in study.evaluation.metrics],
     }

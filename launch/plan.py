@@ -19,6 +19,7 @@ from wane.scaling.shape import Shape
 # Share of the machine's matrix-product rate that a small model reaches; measured with `quickstart` on 2 CPU
 # cores, and only used to say how long a study will take.
 TRAIN_EFFICIENCY, SWEEP_EFFICIENCY = 0.2, 0.3
+WALK_FORWARDS = 3  # forwards of the calibration set that a sequential method costs per point, solver included
 COMPILE_SECONDS = 2.0  # per executable: one per shape for training, one per shape and method for sweeps
 
 
@@ -43,17 +44,30 @@ class Plan:
         return {c.shape: c for c in self.cells if isinstance(c, TrainCell) and c.arm == arm}
 
     def flops(self, cell: Cell) -> float:
-        """Matrix-product FLOPs of a cell."""
+        """Matrix-product FLOPs that a cell computes: of a mixture of experts all experts, whatever the tokens
+        visit."""
         if isinstance(cell, TrainCell):
             tokens = cell.steps * cell.train.batch_size * cell.data.context * len(cell.init_seeds)
-            return tokens * cell.shape.flops_per_token(backward=True)
+            return tokens * cell.shape.flops_per_token(backward=True, all_experts=True)
         shape, study = cell.trained.shape, self.study
         tokens = self.splits.evaluation.tokens_NT.shape[0] * study.data.context
         unembed = 2 * shape.vocab * shape.d_model  # of the undegraded model, for the metrics that compare
         share = 1.0
         if cell.degrade.each != "whole":
             share = (shape.n_layers + 1) / (2 * shape.n_layers)
-        return cell.points() * tokens * (share * shape.flops_per_token() + unembed)
+        per_point = tokens * (share * shape.flops_per_token(all_experts=True) + unembed)
+        if cell.method.sequential:
+            calibration = len(self.splits.calibrations[cell.degrade.calibration]) * study.data.context
+            per_point += WALK_FORWARDS * calibration * shape.flops_per_token(all_experts=True)
+        return cell.points() * per_point + self._recovery_flops(cell)
+
+    def _recovery_flops(self, cell: SweepCell) -> float:
+        if cell.degrade.recovery is None:
+            return 0.0
+        shape, recovery = cell.trained.shape, cell.degrade.recovery
+        runs = len({level.severity for level in cell.degrade.grid(shape)}) * len(cell.draws)
+        tokens = max(recovery.steps) * recovery.batch_size * self.study.data.context
+        return runs * tokens * shape.flops_per_token(backward=True, all_experts=True)
 
     def memory(self, cell: Cell) -> int:
         """Bytes at the peak of a cell, estimated from above: parameters and optimizer, activations, logits."""
@@ -69,22 +83,38 @@ class Plan:
         stream = len(self.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
         kept = 1 if cell.degrade.each == "whole" else 1 + shape.n_layers
         params = 4 * shape.param_counts()["total"] * (3 + points)
+        if cell.method.sequential:
+            calibration = self.splits.calibrations[cell.degrade.calibration]
+            stream += points * 4 * (2 * calibration.size * shape.d_model + walk_statistics(shape))
         return params + kept * stream + points * forward_activations(shape, evaluation.batch)
 
 
 def forward_activations(shape: Shape, batch: int) -> int:
     """Bytes that one block and the unembedding hold for one batch of full windows."""
     tokens = batch * shape.context
-    block = 6 * shape.d_model + 3 * shape.d_ff + 3 * shape.n_heads * shape.context
+    block = 6 * shape.d_model + 3 * hidden(shape) + 3 * shape.n_heads * shape.context
     return 4 * tokens * (block + 4 * shape.vocab)
+
+
+def walk_statistics(shape: Shape) -> int:
+    """Numbers in the second moments of all inputs of one block, and as many in a solver's factor of them."""
+    widths = (shape.d_model, shape.n_heads * shape.head_dim, *[shape.d_model, shape.d_ff] * (shape.n_experts or 1))
+    return 2 * sum(width**2 for width in widths)
 
 
 def training_activations(shape: Shape, batch: int) -> int:
     """Bytes that the backward pass keeps: every block's intermediates, or their inputs alone under remat."""
     tokens = batch * shape.context
-    block = 10 * shape.d_model + 5 * shape.d_ff + 3 * shape.n_heads * shape.context
+    block = 10 * shape.d_model + 5 * hidden(shape) + 3 * shape.n_heads * shape.context
     kept = shape.d_model if shape.remat else block
     return 4 * tokens * (shape.n_layers * kept + block + 4 * shape.vocab)
+
+
+def hidden(shape: Shape) -> int:
+    """Hidden units per token of one MLP, of all experts, and what each expert adds to the stream; per matrix."""
+    if shape.n_experts is None:
+        return shape.d_ff
+    return shape.n_experts * (shape.d_ff + shape.d_model)
 
 
 def make_plan(study: Study, environment: dict, known_packs: Sequence[Sequence[int]] = ()) -> Plan:
@@ -138,7 +168,7 @@ def expected_seconds(plan: Plan, todo: Sequence[Cell], rate: float) -> float:
             programs.add((cell.shape, cell.steps))
         else:
             seconds += plan.flops(cell) / (rate * SWEEP_EFFICIENCY)
-            programs.add((cell.trained.shape, cell.degrade.method, cell.degrade.each))
+            programs.add((cell.trained.shape, cell.degrade.name, cell.degrade.each))
     return seconds + COMPILE_SECONDS * len(programs)
 
 
@@ -156,7 +186,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(f"data: {facts}", highlight=False)
     console.print(
         f"evaluation: {len(data.tokens_NT)} sequences of {study.data.context} tokens, digest {data.digest};"
-        f" calibration: {len(plan.splits.calibration_NT)} sequences",
+        f" calibration: {study.evaluation.calibration_sequences} sequences from {', '.join(plan.splits.calibrations)}",
         highlight=False,
     )
     device, rate = plan.environment["device_kind"], matmul_rate()
@@ -171,17 +201,19 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def shape_table(plan: Plan, arm: str, variant: Study) -> Table:
-    """Dimensions, exact counts and mismatch of every shape of one arm."""
+    """Dimensions, exact counts and mismatch of every shape of one arm.  Of experts, FLOPs per token are those
+    that a token visits; `active` counts their parameters."""
     trained = plan.trained(arm)
     table = Table(title=f"family{f', arm {arm}' if arm else ''}", title_justify="left")
-    for column in ("shape", "d_model", "layers", "heads", "d_ff", "vocab", "d/L", "blocks", "norms",
-                   "non-embedding", "total", "mismatch", "MFLOPs/token", "steps", "tokens"):  # fmt: skip
+    for column in ("shape", "d_model", "layers", "heads", "d_ff", "experts", "vocab", "d/L", "blocks", "norms",
+                   "non-embedding", "active", "total", "mismatch", "MFLOPs/token", "steps", "tokens"):  # fmt: skip
         table.add_column(column, justify="left" if column == "shape" else "right")
     for row, (shape, cell) in zip(describe(list(trained), variant.family), trained.items(), strict=True):
         table.add_row(
             shape.name, str(shape.d_model), str(shape.n_layers), str(shape.n_heads), str(shape.d_ff),
-            str(shape.vocab), f"{shape.aspect_ratio:.3g}", f"{row['blocks']:,}", f"{row['norms']:,}",
-            f"{row['non_embedding']:,}", f"{row['total']:,}", f"{row['mismatch']:+.2%}",
+            f"{shape.top_k} of {shape.n_experts}" if shape.n_experts else "", str(shape.vocab),
+            f"{shape.aspect_ratio:.3g}", f"{row['blocks']:,}", f"{row['norms']:,}", f"{row['non_embedding']:,}",
+            f"{row['active']:,}", f"{row['total']:,}", f"{row['mismatch']:+.2%}",
             f"{shape.flops_per_token() / 1e6:.2f}", f"{cell.steps:,}",
             f"{cell.steps * cell.train.batch_size * cell.data.context:,}",
         )  # fmt: skip
@@ -209,7 +241,7 @@ def kind_of(cell: Cell) -> str:
     """What a cell is counted as in the plan's table."""
     if isinstance(cell, TrainCell):
         return f"train {cell.arm}".strip()
-    return f"sweep {cell.degrade.method}" + (
+    return f"sweep {cell.degrade.name}" + (
         "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
     )
 

@@ -168,7 +168,7 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
         for init, data in zip(cell.init_seeds, cell.data_seeds, strict=True)
     ])  # fmt: skip
     severity = severity_of(cell.mask_setting, method.unit)
-    calibration = jnp.asarray(plan.splits.calibration_NT)
+    calibration = jnp.asarray(plan.splits.calibrations["same"])
     make = degradation_mask(method, cell.shape, calibration, severity, keys)
     if mask.scores == "finished":
         finished = [

@@ -38,11 +38,13 @@ class Edit:
     expert_LE: bool, False takes an expert out before the top-k.  active_L: int, experts per token.
     activation_bits: site (a key of SITES) -> [L], bits of the inputs of that site's matrices.
     activation_absmax: site -> [L], calibrated range for one scale per tensor; None: one scale per token.
-    cache_bits: "k" or "v" -> [L], bits of keys and values, as a cache would hold them.
+    cache_bits: "k" and "v" -> [L], bits of keys and values, as a cache would hold them; one scale per token and
+    head.  cache_absmax: "k" or "v" -> [L, G, K], calibrated range for one scale per channel instead.
     lens: acts after the last block.
     corruption: of the input tokens and their embeddings.
     weight_bits: matrix name -> bits that `params` were rounded to, broadcastable to the matrix, 16 where a
-    weight is untouched; weight_grid: the lattice of those values.  Neither acts: `hold` and the cost read them.
+    weight is untouched; weight_grid: the lattice of those values; before: what an earlier method of a
+    composition did.  These three do not act: `hold` and the cost read them.
     """
 
     params: Params | None = None
@@ -58,10 +60,12 @@ class Edit:
     activation_bits: dict[str, Array] | None = None
     activation_absmax: dict[str, Array] | None = None
     cache_bits: dict[str, Array] | None = None
+    cache_absmax: dict[str, Array] | None = None
     lens: Lens | None = None
     corruption: Corruption | None = None
     weight_bits: dict[str, Array] | None = None
     weight_grid: dict[str, Grid] | None = None
+    before: "Edit | None" = None
 
     def per_layer(self) -> "Edit":
         """The part that acts inside a block, as a scan over layers slices it: of the residual edits [L, 2, ...],
@@ -74,7 +78,7 @@ class Edit:
             self,
             residual_XD=pairs(self.residual_XD),
             residual_map=pairs(self.residual_map),
-            **dict.fromkeys(("params", "lens", "corruption", "weight_bits", "weight_grid")),
+            **dict.fromkeys(("params", "lens", "corruption", "weight_bits", "weight_grid", "before")),
         )
 
 

@@ -55,6 +55,7 @@ EDITS = {
     "activation_bits": Edit(activation_bits=BITS),
     "activation_absmax": Edit(activation_bits=BITS, activation_absmax=BITS),
     "weight_bits": Edit(weight_bits={"q": ones(1, 1)}),
+    "before": Edit(before=Edit(head_LH=ones(SHAPE.n_heads))),
     "weight_grid": Edit(weight_grid={"q": Grid(ones(1, 1), ones(1, 1), ones(1, 1))}),
 }
 
@@ -100,8 +101,8 @@ def sweep_programs():
     full_x = jax.ShapeDtypeStruct((n, *X_BSD.shape), jnp.float32)
     key, layer = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
     programs = {
-        "undegraded": (sweep.undegraded(SHAPE, "highest"), PARAMS, batches),
-        "entering": (sweep.entering(SHAPE, "highest"), PARAMS, batches),
+        "undegraded": (sweep.undegraded(SHAPE, "highest").jitted, PARAMS, batches),
+        "entering": (sweep.entering(SHAPE, "highest").jitted, PARAMS, batches),
     }
     for name in METHODS:
         method = build(name, SHAPE)
@@ -111,8 +112,8 @@ def sweep_programs():
             engine = sweep.Engine(SHAPE, method, tuple(METRICS), "highest", points)
             severities = jax.ShapeDtypeStruct((points,), jnp.float32)
             arguments = (severities, PARAMS, fitted, where, key, batches, full_x)
-            programs[f"{points} points of {name}"] = (engine.point, *arguments)
-        programs[f"point of {name} above a layer"] = (engine.point_above, *arguments, layer, full_x)
+            programs[f"{points} points of {name}"] = (engine.point.jitted, *arguments)
+        programs[f"point of {name} above a layer"] = (engine.point_above.jitted, *arguments, layer, full_x)
     return programs
 
 

@@ -225,7 +225,7 @@ def test_another_schema_version_is_refused(tmp_path):
     table = write_rows(tmp_path / "a.parquet", points(3))
     metadata = table.schema.metadata | {b"wane.schema_version": b"99"}
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "new.parquet")
-    with pytest.raises(ValueError, match="new.parquet: schema version 99; this wane reads version 1"):
+    with pytest.raises(ValueError, match="new.parquet: schema version 99; this wane reads version 2"):
         load_curves(tmp_path / "new.parquet")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "foreign.parquet")
     with pytest.raises(ValueError, match="foreign.parquet: no schema version"):

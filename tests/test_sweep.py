@@ -28,7 +28,7 @@ MEMBER = Member(
 def splits():
     data = Data(sources="graded", context=32, facts=16, task_shares={"L1": 1.0, "S": 1.0, "L3": 1.0})
     stream = open_data(data, steps=4, batch_size=4)
-    return Splits(evaluation=stream.evaluation(3, 0), calibration_NT=stream.calibration(4, 0))
+    return Splits(evaluation=stream.evaluation(3, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream)
 
 
 def subject_of(splits, seed=0, shape=SHAPE):
@@ -61,7 +61,7 @@ def test_one_executable_for_all_severities_draws_and_seeds(splits):
     rows_of(subject_of(splits, 2, shape), more)
     assert subject_of(splits, 2, shape).engine(more, 1) is engine
     assert engine.compilations() == 1
-    assert engine.fit._cache_size() == 1
+    assert engine.fit.executables() == 1
 
 
 def test_scopes_of_sensitivity_share_one_executable(splits):
@@ -79,8 +79,8 @@ def test_sensitivity_from_the_cached_prefix_has_the_bits_of_the_full_forward(spl
     degrade = Degrade(method=method, each="layer")
     programs = subject.engine(degrade, 1)
     key = subject.draw_key(degrade, 0)
-    fitted = programs.fit(subject.params, subject.calibration, key)
-    severities = [s for s, _ in degrade.grid(SHAPE)]
+    fitted = programs.fit(subject.params, subject.calibration(degrade), key)
+    severities = [s for s, *_ in degrade.grid(SHAPE)]
     entering = subject.entering()
     for layer, _, where in selections(degrade, SHAPE):
         arguments = (subject.params, fitted, severities, where, key, subject.batches, subject.full_x)
@@ -108,7 +108,7 @@ def test_metrics_against_numpy(splits):
     built = degrade.built(SHAPE)
     key = subject.draw_key(degrade, 0)
     edit = built.apply(
-        subject.params, built.fit(subject.params, subject.calibration, key), 0.6, Where.everywhere(SHAPE), key
+        subject.params, built.fit(subject.params, subject.calibration(degrade), key), 0.6, Where.everywhere(SHAPE), key
     )
     data = splits.evaluation
     logits, full = (
@@ -177,7 +177,7 @@ def test_loss_per_byte_of_text(tmp_path, monkeypatch):
         "\n\n".join(f"Zeile {i}: größer als {i * i} ist sie nicht." for i in range(900))
     )
     stream = open_data(Data(sources=f"text:{tmp_path}/a.txt", context=32), steps=4, batch_size=4)
-    splits = Splits(evaluation=stream.evaluation(5, 0), calibration_NT=stream.calibration(4, 0))
+    splits = Splits(evaluation=stream.evaluation(5, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream)
     shape = dataclasses.replace(SHAPE, vocab=stream.vocab)
     rows, _, _ = rows_of(subject_of(splits, 0, shape), Degrade(method="rtn", severities=(4.0,)))
     per_token, per_byte = (value(rows, m, setting=4.0) for m in ("loss", "loss_per_byte"))
@@ -243,7 +243,7 @@ def test_text_has_an_accuracy_and_no_known_ceiling(tmp_path, monkeypatch):
         "\n\n".join(f"line number {i} is not the same as line {i * i}, is it." for i in range(900))
     )
     stream = open_data(Data(sources=f"text:{tmp_path}/a.txt", context=32), steps=4, batch_size=4)
-    splits = Splits(evaluation=stream.evaluation(5, 0), calibration_NT=stream.calibration(4, 0))
+    splits = Splits(evaluation=stream.evaluation(5, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream)
     subject = subject_of(splits, 0, dataclasses.replace(SHAPE, vocab=stream.vocab))
     rows, _, _ = rows_of(subject, Degrade(method="rtn", severities=(4.0,)))
     accuracy = [r for r in rows if r["metric"] == "accuracy"]

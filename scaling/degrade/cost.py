@@ -24,12 +24,17 @@ Bits = Callable[[Removed, Edit], Array]
 def cost_of(params: Params, edit: Edit, shape: Shape, bits: Bits) -> Cost:
     """Cost of an edit; `bits` is the storage model (structured_bits, masked_bits, quantized_bits, full_bits):
     bits per block weight from the removed entries and the edit."""
+    return compared(params, edit, shape, lambda removed: bits(removed, edit) + bias_bits(edit, shape))
+
+
+def compared(params: Params, edit: Edit, shape: Shape, bits: Callable[[Removed], Array]) -> Cost:
+    """Trained and degraded block matrices compared entry by entry; bits(removed) per block weight."""
     after = fold(params, edit, shape)
     before = {name: params["blocks"][name] for name in after}
     removed = {name: (after[name] == 0) & (w_LIO != 0) for name, w_LIO in before.items()}
     lost = sum(jnp.sum(jnp.square(w_LIO - after[name])) for name, w_LIO in before.items())
     total = sum(jnp.sum(jnp.square(w_LIO)) for w_LIO in before.values())
-    per_weight = bits(removed, edit) + bias_bits(edit, shape)
+    per_weight = bits(removed)
     return Cost(fraction(removed), lost / total, per_weight, FULL_BITS / per_weight)
 
 

@@ -1,0 +1,61 @@
+"""Points of a degraded model after a short fine-tune under its degradation, step count by step count."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from wane.eval.program import Program
+from wane.eval.sweep import Batches, Point, measure
+from wane.scaling.degrade.contract import Degradation, Fitted, Where
+from wane.scaling.edit import Edit, Params
+from wane.scaling.model import apply
+from wane.scaling.shape import Shape
+from wane.train.config import Train
+from wane.train.recover import Recovering, advance, begin, recovered
+
+
+class Recovery:
+    """The programs of recovery of one (shape, degradation): the number of updates is an argument of one
+    executable, and a longer recovery goes on where the shorter one ended."""
+
+    def __init__(
+        self, shape: Shape, degradation: Degradation, metrics: tuple[str, ...], precision: str, train: Train
+    ):
+        def start(severity, params, fitted, where, key):
+            edit = degradation.apply(params, fitted, severity, where, key)
+            return edit, begin(params, edit, shape, train)
+
+        def go_on(state: Recovering, edit: Edit, tokens_nBT: Array, until: Array) -> Recovering:
+            return advance(state, edit, tokens_nBT, until, hold=degradation.hold, shape=shape, train=train)
+
+        def point(severity, params, edit: Edit, state: Recovering, batches: Batches, full_x) -> Point:
+            edit = recovered(state, edit, degradation.hold)
+
+            def forward(batch, _):
+                return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD
+
+            return measure(
+                shape, degradation, metrics, severity, params, edit, forward, batches, full_x, full_x
+            )
+
+        self.start, self.advance, self.point = (Program(f, precision) for f in (start, go_on, point))
+
+    def sweep(
+        self, params: Params, fitted: Fitted, severity: float, where: Where, key: Array, batches: Batches,
+        full_x: Array, tokens_nBT: Array, steps: Sequence[int],
+    ) -> Iterator[Point]:  # fmt: skip
+        """One Point per number of updates, ascending."""
+        edit, state = self.start(jnp.float32(severity), params, fitted, where, key)
+        for until in steps:
+            state = self.advance(state, edit, tokens_nBT, jnp.int32(until))
+            yield self.point(jnp.float32(severity), params, edit, state, batches, full_x)
+
+
+@functools.lru_cache(maxsize=64)
+def recovery(
+    shape: Shape, degradation: Degradation, metrics: tuple[str, ...], precision: str, train: Train
+) -> Recovery:
+    """The programs of a (shape, degradation), shared in the process."""
+    return Recovery(shape, degradation, metrics, precision, train)

@@ -15,6 +15,7 @@ from wane.eval.recovery import recovery
 from wane.eval.study import Degrade, Evaluation, Level
 from wane.eval.sweep import Batches, Engine, Point, engine, entering, undegraded
 from wane.scaling.config import canonical
+from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Scope, Where, severity_of
 from wane.scaling.edit import Params
 from wane.scaling.identity import VERSIONS, array_digest
@@ -100,6 +101,7 @@ def sweep(
     """
     programs, shape = subject.engine(degrade, points), subject.member.shape
     method = programs.degradation
+    units = dict(zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True))
     rows, clock = [], {"fit_seconds": 0.0, "sweep_seconds": 0.0}
     for draw in draws:
         key = subject.draw_key(degrade, draw)
@@ -108,8 +110,12 @@ def sweep(
         jax.block_until_ready(fitted)
         clock["fit_seconds"] += time.perf_counter() - started
         started = time.perf_counter()
-        for layer, head, level, point in swept(subject, degrade, programs, fitted, jax.random.fold_in(key, 1)):
-            about = level._asdict() | dict(zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True))
+        for layer, head, level, point in swept(
+            subject, degrade, programs, fitted, jax.random.fold_in(key, 1)
+        ):
+            about = level._asdict() | dict(
+                zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True)
+            )
             about |= {"layer": layer, "head": head, "draw": draw}
             about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
             rows += point_rows(subject, degrade, about, point, cell_id)
@@ -170,16 +176,14 @@ def selections(degrade: Degrade, shape: Shape) -> Iterator[tuple[int | None, int
             yield layer, head, Where.only(shape, layer, head)
 
 
-def point_rows(
-    subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str
-) -> list[dict]:
+def point_rows(subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str) -> list[dict]:
     """The rows of one point: one per metric and task with a count."""
     cost = {name: float(value) for name, value in point.cost._asdict().items()}
     if not np.isfinite(cost["compression_ratio"]):  # nothing is left to store
         cost["compression_ratio"] = None
     common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
     common |= {"pruned": when(subject.member, degraded=bool(about["severity"] or about["severity_2"]))}
-    common |= about | cost | degrade_columns(degrade)
+    common |= about | cost | degrade_columns(degrade, subject.member.shape)
     if degrade.built(subject.member.shape).needs_calibration:
         digest = subject.splits.calibration_digest(degrade.calibration)
         common |= {"calibration": degrade.calibration, "calibration_digest": digest}
@@ -212,7 +216,7 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
         "bits_per_weight": None, "compression_ratio": None,
     }  # fmt: skip
     common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
-    common |= about | degrade_columns(degrade)
+    common |= about | degrade_columns(degrade, subject.member.shape)
     return [common | values for values in measured(subject, point) if not METRICS[values["metric"]].relative]
 
 
@@ -256,7 +260,7 @@ def diverged_rows(
     """What the table keeps of a member whose training diverged: its loss is null at every point, with the
     reason; nothing is computed."""
     units, loss = degrade.units(member.shape), METRICS["loss"]
-    common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade)
+    common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade, member.shape)
     common |= dict.fromkeys(
         ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "draw_seed",
          "per_sequence", "chance", "ceiling", "value")
@@ -291,9 +295,11 @@ def when(member: Member, *, degraded: bool) -> str:
     return "after" if degraded else "never"
 
 
-def degrade_columns(degrade: Degrade) -> dict:
+def degrade_columns(degrade: Degrade, shape: Shape) -> dict:
     """Columns that name the degradation; a sensitivity sweep is told by its layer and head columns."""
-    settings = dict(degrade.settings)
+    # As the method tells them: of a file its name and the digest of what it holds, not its path.
+    told = build(degrade.method, shape, degrade.scope, degrade.settings).settings
+    settings = {name: told.get(name, value) for name, value in degrade.settings.items()}
     if then := degrade.then:
         settings |= {f"{then.method}.{name}": value for name, value in then.settings.items()}
         settings |= {} if then.scope == Scope() else {f"{then.method}.scope": str(then.scope)}
@@ -318,7 +324,8 @@ def member_columns(member: Member, evaluation: Evaluation, splits: Splits, cell_
         "n_kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "d_ff": shape.d_ff, "vocab": shape.vocab,
         "n_experts": shape.n_experts, "top_k": None if shape.n_experts is None else shape.top_k,
         "context": shape.context, "non_embedding_params": counts["non_embedding"],
-        "active_params": counts["active"], "total_params": counts["total"], "init_seed": member.init_seed, "data_seed": member.data_seed,
+        "active_params": counts["active"], "total_params": counts["total"],
+        "init_seed": member.init_seed, "data_seed": member.data_seed,
         "train_step": member.step, "train_tokens": member.tokens, "pruned": member.pruned,
         "pruned_at_step": member.pruned_at_step, "checkpoint_digest": member.checkpoint_digest,
         "evaluation_digest": splits.evaluation.digest,

@@ -41,7 +41,9 @@ _WHO = (
     _text("study", "name of the study"),
     _text("cell_id", "hash of everything that the row depends on: the unit of work that wrote it"),
     _text("member_id", "hash that names the trained model: shape and seeds and training settings"),
-    _text("shape", "short name of the architecture, d<d_model>-L<n_layers>-f<d_ff>, with experts -e<n_experts>"),
+    _text(
+        "shape", "short name of the architecture, d<d_model>-L<n_layers>-f<d_ff>, with experts -e<n_experts>"
+    ),
     _text("arm", "variant of the family that the member belongs to; empty for the primary one"),
     _whole("d_model", "dimensions", "width of the residual stream"),
     _whole("n_layers", "layers", "number of blocks"),

@@ -42,12 +42,12 @@ class Recovery:
 
     def __post_init__(self):
         if not self.steps or min(self.steps) < 0:
-            raise ValueError(f"degradations.recovery.steps = {self.steps}: must be numbers of updates, 0 or more")
+            raise ValueError(
+                f"degradations.recovery.steps = {self.steps}: must be numbers of updates, 0 or more"
+            )
         for field in ("lr", "batch_size"):
             if not getattr(self, field) > 0:
-                raise ValueError(
-                    f"degradations.recovery.{field} = {getattr(self, field)}: must be above 0"
-                )
+                raise ValueError(f"degradations.recovery.{field} = {getattr(self, field)}: must be above 0")
 
     def train(self) -> Train:
         """The optimizer: constant learning rate from the first update, no weight decay."""
@@ -99,9 +99,13 @@ class Degrade:
         if self.draws < 1:
             raise ValueError(f"degradations.draws = {self.draws}: must be at least 1")
         if self.then and self.recovery:
-            raise ValueError("degradations.recovery: a composition has its second severity already; leave one out")
+            raise ValueError(
+                "degradations.recovery: a composition has its second severity already; leave one out"
+            )
         if self.recovery and self.each != "whole":
-            raise ValueError(f"degradations.each = {self.each!r}: recovery is of the whole model; use 'whole'")
+            raise ValueError(
+                f"degradations.each = {self.each!r}: recovery is of the whole model; use 'whole'"
+            )
 
     @property
     def name(self) -> str:

@@ -21,7 +21,6 @@ from wane.scaling.model import apply, nll_of_logits, unembed
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet
 
-
 Severity = float | tuple[float, float]  # of a composition, one of each method
 
 

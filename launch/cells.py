@@ -196,6 +196,7 @@ def _train_cell(
         "needs": needs.id if needs else None,
         "calibration": splits.calibration_digest("same") if mask else None,
         "draw_seed": study.evaluation.draw_seed if mask else None,
+        "mask_settings": dict(build(mask.method, shape, settings=mask.settings).settings) if mask else None,
         "versions": [VERSIONS["data"], VERSIONS["train"], VERSIONS["method"] if mask else 0],
     }
     return TrainCell(id=digest_of(hashed), arm=cohort.arm, finished=needs, stream=cohort.stream, **fields)
@@ -236,6 +237,7 @@ def _sweep_cell(study, trained: TrainCell, replica: int, step: int, degrade: Deg
         "trained": trained.id,
         "step": step,
         "degrade": degrade,
+        "settings": dict(degrade.built(trained.shape).settings),  # of a file, the digest of what it holds
         "grid": degrade.grid(trained.shape),
         "draws": list(draws),
         "evaluation": study.evaluation,

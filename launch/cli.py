@@ -87,6 +87,30 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Write the mask that a pruning method makes of a trained member, to train under it or to give it to others.
+
+    Example:
+      wane mask runs/quickstart --member d48 --method wanda --severity 0.5 --set group=n:4 --out mask.npz
+    and in a study: FixedMask(method="given_mask", settings={"file": "mask.npz"}, severities=(1.0,))
+    """
+
+    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory")]
+    member: Annotated[str, arg(help="id of a member, or the beginning of one")]
+    method: Annotated[str, arg(help="a name from `wane list methods`")]
+    severity: Annotated[float, arg(help="the share that is removed")]
+    settings: Annotated[
+        tuple[str, ...],
+        arg(name="set", metavar="SETTING=VALUE", help="a setting of the method; may be repeated"),
+        UseAppendAction,
+    ] = ()
+    calibration: Annotated[str, arg(help="where calibration sequences come from, as in a study")] = "same"
+    draw: Annotated[int, arg(help="of a random method")] = 0
+    out: Annotated[Path, arg(metavar="FILE")] = Path("mask.npz")
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
     """Measure: `coordinates` draws the coordinate check of the parametrisation over widths and depths;
     `rates` sweeps the learning rate over the shapes of a study's family."""
@@ -108,6 +132,9 @@ class List:
     show: Annotated[
         str | None, arg(metavar="NAME", help="tasks: print a sample; methods: its whole text")
     ] = None
+    verbose: Annotated[bool, arg(help="methods: formula, source, cost and promises of each, as Markdown")] = (
+        False
+    )
     debug: Debug = False
 
 
@@ -118,6 +145,7 @@ Command = (
     | Annotated[SweepOnly, subcommand("sweep")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Cell, subcommand("cell")]
+    | Annotated[Mask, subcommand("mask")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[List, subcommand("list")]
 )

@@ -8,6 +8,7 @@ from rich.console import Console
 from wane.eval.report import write_report
 from wane.launch import bench, cli, listing, studies
 from wane.launch.environment import resolve
+from wane.launch.masks import export_mask
 from wane.launch.plan import make_plan, show_plan
 from wane.launch.run import run_cell, run_study
 from wane.train.data.cache import cache_dir
@@ -34,8 +35,16 @@ def execute(command: "cli.Command") -> None:
             run_cell(command.study, command.id, console, accept_drift=command.accept_drift)
         case cli.Bench():
             bench.run(command.what, command.study, command.overrides, command.out, console)
+        case cli.Mask():
+            degrade = studies.degrade_of(
+                command.method, command.settings, command.severity, command.calibration
+            )
+            export_mask(command.directory, command.member, degrade, command.draw, command.out, console)
         case cli.List():
-            listing.show(command.what, command.show, console)
+            if command.verbose:
+                listing.show_methods(command.what, command.show)
+            else:
+                listing.show(command.what, command.show, console)
 
 
 def _configure_jax() -> None:

@@ -10,7 +10,9 @@ from wane.eval.columns import COLUMNS
 from wane.eval.measure import METRICS
 from wane.launch.studies import description, names
 from wane.scaling.config import close_matches
-from wane.scaling.degrade import METHODS, describe
+from wane.scaling.degrade import GROUPS, METHODS, describe
+from wane.scaling.degrade import method as known_method
+from wane.scaling.degrade.settings import Description
 from wane.train.data import TASKS, sample
 from wane.train.data.spec import FORMS
 
@@ -46,8 +48,49 @@ def _methods():
 
 def _method_row(about) -> tuple[str, str, str, str]:
     settings = "\n".join(f"{name} = {s.default}  ({s})" for name, s in about.settings.items())
-    grid = " ".join(f"{value:g}" for value in about.severities)
-    return about.summary, settings, about.unit, grid
+    grid = " ".join(f"{value:g}" for value in about.built.severities)
+    return about.summary, settings, about.built.unit, grid
+
+
+def show_methods(what: str, name: str | None) -> None:
+    """Print all methods, group by group, or one, as Markdown.  Raises ValueError for another list."""
+    if what != "methods":
+        raise ValueError(f"--verbose: only `list methods` takes it, not `list {what}`")
+    if name is not None:
+        print(_method_text(name, describe(known_method(name))))
+        return
+    print("# Degradation methods\n\nWritten by `wane list methods --verbose`.")
+    for group, methods in GROUPS.items():
+        about = {name: describe(name) for name in methods}
+        print(f"\n## {group}\n\n| method | what it does | severity | default grid |\n|---|---|---|---|")
+        for name, a in about.items():
+            grid = " ".join(f"{value:g}" for value in a.built.severities)
+            print(f"| [{name}](#{name}) | {a.summary} | {a.built.unit} | {grid} |")
+        for name, a in about.items():
+            print(_method_text(name, a))
+
+
+def _method_text(name: str, about: Description) -> str:
+    """One method as Markdown: docstring, settings, what it needs and promises."""
+    built, promises = about.built, about.built.promises
+    identity = "the same bits" if promises.identity == 0 else f"logits within {promises.identity:g}"
+    facts = {
+        "random: one realisation per draw": built.random,
+        "learns from calibration sequences": built.needs_calibration,
+        "block after block, each on the degraded ones before it": built.sequential,
+        "nested in severity": promises.nested,
+        "exact counts": promises.exact_count,
+        f"severity 0: {identity}": True,
+    }
+    rows = [f"\n### {name}\n\n{about.text}\n"]
+    if about.settings:
+        rows += ["| setting | default | allowed |", "|---|---|---|"]
+        rows += [
+            f"| {n} | `{s.default}` | {str(s).replace('|', chr(92) + '|')} |"
+            for n, s in about.settings.items()
+        ]
+        rows.append("")
+    return "\n".join([*rows, "; ".join(fact for fact, holds in facts.items() if holds) + "."])
 
 
 def _metrics():

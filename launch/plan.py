@@ -98,7 +98,11 @@ def forward_activations(shape: Shape, batch: int) -> int:
 
 def walk_statistics(shape: Shape) -> int:
     """Numbers in the second moments of all inputs of one block, and as many in a solver's factor of them."""
-    widths = (shape.d_model, shape.n_heads * shape.head_dim, *[shape.d_model, shape.d_ff] * (shape.n_experts or 1))
+    widths = (
+        shape.d_model,
+        shape.n_heads * shape.head_dim,
+        *[shape.d_model, shape.d_ff] * (shape.n_experts or 1),
+    )
     return 2 * sum(width**2 for width in widths)
 
 
@@ -186,7 +190,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(f"data: {facts}", highlight=False)
     console.print(
         f"evaluation: {len(data.tokens_NT)} sequences of {study.data.context} tokens, digest {data.digest};"
-        f" calibration: {study.evaluation.calibration_sequences} sequences from {', '.join(plan.splits.calibrations)}",
+        f" calibration: {study.evaluation.calibration_sequences} sequences from"
+        f" {', '.join(plan.splits.calibrations)}",
         highlight=False,
     )
     device, rate = plan.environment["device_kind"], matmul_rate()

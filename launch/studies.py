@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import wane.configs
-from wane.eval.study import Study
-from wane.scaling.config import close_matches, override
+from wane.eval.study import Degrade, Study
+from wane.scaling.config import close_matches, override, parse
 
 
 def names() -> list[str]:
@@ -22,13 +22,24 @@ def load_study(name: str, assignments: Sequence[str] = ()) -> Study:
     Raises ValueError in one line for an unknown name, a file without STUDY, or an override that does not fit.
     """
     study = _from_file(Path(name)) if name.endswith(".py") or "/" in name else _from_name(name)
+    # reads every field anew, so types in a study file are checked too
+    return override(study, _pairs(assignments, "--set train.lr=0.002"))
+
+
+def degrade_of(method: str, assignments: Sequence[str], setting: float, calibration: str) -> Degrade:
+    """One method at one severity, from SETTING=VALUE texts.  Raises ValueError in one line."""
+    pairs = {name: parse(value) for name, value in _pairs(assignments, "--set group=row").items()}
+    return Degrade(method=method, settings=pairs, severities=(setting,), calibration=calibration)
+
+
+def _pairs(assignments: Sequence[str], example: str) -> dict[str, str]:
     pairs = {}
     for text in assignments:
         field, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--set {text}: must be FIELD=VALUE, such as --set train.lr=0.002")
+            raise ValueError(f"--set {text}: must be NAME=VALUE, such as {example}")
         pairs[field.strip()] = value.strip()
-    return override(study, pairs)  # reads every field anew, so types in a study file are checked too
+    return pairs
 
 
 def description(name: str) -> str:

@@ -36,7 +36,12 @@ def loss(edit, params=None):
     return float(model.nll(merge(params, edit), x_BSD, tokens(SHAPE), SHAPE).mean())
 
 
-CASES = [("magnitude_weights", 0.5), ("random_neurons", 0.5), ("random_heads", 0.5), ("rtn", severity_of(3, "bits"))]
+CASES = [
+    ("magnitude_weights", 0.5),
+    ("random_neurons", 0.5),
+    ("random_heads", 0.5),
+    ("rtn", severity_of(3, "bits")),
+]
 
 
 @pytest.mark.parametrize(("name", "severity"), CASES)

@@ -113,6 +113,26 @@ def test_shapes_are_paired(whole):
     assert (untouched.groupby(["member_id", "train_step"]).value.nunique() == 1).all()
 
 
+def test_second_severities_and_other_calibration_stand_in_the_table(whole):
+    table = load_curves(whole[0])
+    loss = table[(table.metric == "loss") & (table.task == "all") & (table.train_step == 16)]
+    pair = loss[loss.method == "magnitude_weights+rtn"]
+    assert set(zip(pair.setting, pair.setting_2, strict=True)) == {(0, 16), (0, 4), (0.5, 16), (0.5, 4)}
+    assert set(pair.setting_2_unit) == {"bits"}
+    value = pair.groupby(["member_id", "setting", "setting_2"]).value.first().unstack([1, 2])
+    alone = loss[(loss.method == "magnitude_weights") & (loss.setting == 0.5) & (loss.pruned == "after")]
+    np.testing.assert_allclose(value[0.5, 16], alone.groupby("member_id").value.first(), rtol=1e-5)
+    after = loss[loss.method == "random_neurons+recovery"].set_index(["member_id", "setting", "setting_2"]).value
+    for member in after.index.get_level_values(0).unique():
+        assert after[member, 0.5, 2] < after[member, 0.5, 0]
+    rounded = table[table.method == "activations"]
+    assert set(rounded.calibration) == {"task:S"}
+    assert set(table[table.method == "random_weights"].calibration.isna()) == {True}
+    timing = [json.loads(path.read_text()) for path in whole[0].glob("cells/*/timing.json")]
+    assert all(t["fit_memory_bytes"] >= 0 for t in timing if "fit_memory_bytes" in t)
+    assert any(t.get("point_memory_bytes", 0) > 1e4 for t in timing)
+
+
 def test_running_again_does_nothing(whole):
     out, _ = whole
     before = (out / "curves.parquet").read_bytes()

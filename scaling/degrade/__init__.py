@@ -11,6 +11,7 @@ from wane.scaling.config import close_matches
 from wane.scaling.degrade.activations import activations
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
 from wane.scaling.degrade.gaussian_noise import gaussian_noise
+from wane.scaling.degrade.given_mask import given_mask
 from wane.scaling.degrade.magnitude_weights import magnitude_weights
 from wane.scaling.degrade.random_heads import random_heads
 from wane.scaling.degrade.random_neurons import random_neurons
@@ -20,16 +21,28 @@ from wane.scaling.degrade.rtn import rtn
 from wane.scaling.degrade.settings import Description, checked, describe_builder
 from wane.scaling.shape import Shape
 
-METHODS: dict[str, Callable[..., Degradation]] = {
-    "random_weights": random_weights,
-    "magnitude_weights": magnitude_weights,
-    "random_neurons": random_neurons,
-    "random_heads": random_heads,
-    "remove_layers": remove_layers,
-    "rtn": rtn,
-    "activations": activations,
-    "gaussian_noise": gaussian_noise,
+GROUPS: dict[str, dict[str, Callable[..., Degradation]]] = {
+    "Weights": {
+        "random_weights": random_weights,
+        "magnitude_weights": magnitude_weights,
+        "given_mask": given_mask,
+    },
+    "Width": {
+        "random_neurons": random_neurons,
+        "random_heads": random_heads,
+    },
+    "Depth": {
+        "remove_layers": remove_layers,
+    },
+    "Precision": {
+        "rtn": rtn,
+        "activations": activations,
+    },
+    "Controls": {
+        "gaussian_noise": gaussian_noise,
+    },
 }
+METHODS = {name: builder for methods in GROUPS.values() for name, builder in methods.items()}
 
 
 def build(

@@ -1,12 +1,13 @@
 """Settings of a method, read from its builder: names, allowed values, defaults."""
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from wane.scaling.config import close_matches, from_json
-from wane.scaling.degrade.contract import Degradation, Unit
+from wane.scaling.degrade.contract import Degradation
 from wane.scaling.shape import Shape
 
 Builder = Callable[..., Degradation]
@@ -21,16 +22,20 @@ class Setting(NamedTuple):
     def __str__(self) -> str:
         if typing.get_origin(self.allowed) is Literal:
             return " | ".join(map(str, typing.get_args(self.allowed)))
-        return {bool: "True | False", int: "whole number", float: "number"}[self.allowed]
+        if typing.get_origin(self.allowed) is tuple:
+            return "numbers"
+        scalars = {bool: "True | False", int: "whole number", float: "number", str: "text"}
+        return scalars.get(self.allowed, "mapping")
 
 
 class Description(NamedTuple):
-    """severities: the default grid, in the unit that the default settings have."""
+    """built: the method with its default settings on the smallest shape that it accepts; its severities are the
+    default grid."""
 
     summary: str
+    text: str
     settings: dict[str, Setting]
-    unit: Unit
-    severities: tuple[float, ...]
+    built: Degradation
 
 
 def settings_of(builder: Builder) -> dict[str, Setting]:
@@ -52,9 +57,14 @@ def checked(name: str, builder: Builder, settings: Mapping[str, Any]) -> dict[st
     return {key: given.get(key, setting.default) for key, setting in known.items()}
 
 
+SMALLEST = Shape(d_model=2, n_layers=1, n_heads=1, head_dim=2, d_ff=2, vocab=2, context=2)
+
+
 def describe_builder(builder: Builder) -> Description:
-    """First line of the docstring, settings, unit and default severities."""
-    smallest = Shape(d_model=2, n_layers=1, n_heads=1, head_dim=2, d_ff=2, vocab=2, context=2)
-    built = builder(smallest)
-    summary = inspect.getdoc(builder).splitlines()[0]
-    return Description(summary, settings_of(builder), built.unit, built.severities)
+    """The builder's docstring, its settings, and a method as it builds it."""
+    try:
+        built = builder(SMALLEST)
+    except ValueError:  # a method of experts
+        built = builder(dataclasses.replace(SMALLEST, n_experts=2))
+    text = inspect.getdoc(builder)
+    return Description(text.splitlines()[0], text, settings_of(builder), built)

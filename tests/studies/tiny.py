@@ -1,6 +1,6 @@
 """The smallest study with every kind of cell: two shapes, two seeds, a mask before, during and after training."""
 
-from wane.eval.study import Arm, Degrade, Evaluation, FixedMask, Study
+from wane.eval.study import Arm, Degrade, Evaluation, FixedMask, Recovery, Study, Then
 from wane.scaling.family import exact_ladder
 from wane.train.config import Train
 from wane.train.data import Data
@@ -24,6 +24,11 @@ STUDY = Study(
         Degrade(method="random_weights", severities=(0.25, 0.5, 1.0), draws=2),
         Degrade(method="magnitude_weights", severities=(0.5,)),
         Degrade(method="random_heads", severities=(0.5,), each="head"),
+        Degrade(method="magnitude_weights", severities=(0.5,), then=Then(method="rtn", severities=(4.0,))),
+        Degrade(method="random_neurons", severities=(0.5,), recovery=Recovery(steps=(2,), batch_size=4)),
+        Degrade(
+            method="activations", settings={"granularity": "tensor"}, severities=(4.0,), calibration="task:S"
+        ),
     ),
     evaluation=Evaluation(sequences=4, batch=4, calibration_sequences=4),
     sweep_steps=(8,),

@@ -13,7 +13,7 @@ from wane.train.data.source import TextSource
 from wane.train.data.spec import FORMS, Data
 from wane.train.data.stream import Stream
 
-SOURCES = "same, random, task:NAME, tasks:NAME=SHARE,NAME=SHARE, or a text source (python, text:PATH|GLOB, tfds:NAME)"
+SOURCES = "same, random, task:NAME, tasks:NAME=SHARE,..., or a text source (python, text:PATH|GLOB, tfds:NAME)"
 
 
 def check_calibration(source: str) -> None:
@@ -83,5 +83,3 @@ def _text(source: str, stream: Stream, config: Data) -> TextSource:
             f"{config.context + 1}; give more text"
         )
     return dataclasses.replace(known[0], packed=packed)
-
-

@@ -110,13 +110,9 @@ def sweep(
         jax.block_until_ready(fitted)
         clock["fit_seconds"] += time.perf_counter() - started
         started = time.perf_counter()
-        for layer, head, level, point in swept(
-            subject, degrade, programs, fitted, jax.random.fold_in(key, 1)
-        ):
-            about = level._asdict() | dict(
-                zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True)
-            )
-            about |= {"layer": layer, "head": head, "draw": draw}
+        key = jax.random.fold_in(key, 1)
+        for layer, head, level, point in swept(subject, degrade, programs, fitted, key):
+            about = level._asdict() | units | {"layer": layer, "head": head, "draw": draw}
             about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
             rows += point_rows(subject, degrade, about, point, cell_id)
             tick(1)

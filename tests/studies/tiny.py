@@ -25,7 +25,7 @@ STUDY = Study(
         Degrade(method="magnitude_weights", severities=(0.5,)),
         Degrade(method="random_heads", severities=(0.5,), each="head"),
         Degrade(method="magnitude_weights", severities=(0.5,), then=Then(method="rtn", severities=(4.0,))),
-        Degrade(method="random_neurons", severities=(0.5,), recovery=Recovery(steps=(2,), batch_size=4)),
+        Degrade(method="random_neurons", severities=(0.5,), recovery=Recovery(steps=(16,), batch_size=8)),
         Degrade(
             method="activations", settings={"granularity": "tensor"}, severities=(4.0,), calibration="task:S"
         ),

@@ -1,0 +1,150 @@
+"""GPTQ: weights rounded one input after another, the later inputs of each output making up for the errors."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from wane.scaling.degrade.calibrate import inner_of
+from wane.scaling.degrade.contract import EVERYTHING, Degradation, Promises, Scope, Where, bits_of
+from wane.scaling.degrade.cost import FULL_BITS, cost_of
+from wane.scaling.degrade.gptq_matrix import quantize
+from wane.scaling.degrade.hessian import check_solver
+from wane.scaling.degrade.rounding import check_groups, hold_grid, lift, stored_bits, weight_bits
+from wane.scaling.degrade.rtn import RTN_BITS
+from wane.scaling.degrade.sequential import Layer, gram, walk
+from wane.scaling.degrade.touched import Matrices, filled, touched
+from wane.scaling.edit import SITES, Edit, Params
+from wane.scaling.quantize import Grid, Scheme, round_to, straight_through
+from wane.scaling.shape import Shape
+
+
+def gptq(
+    shape: Shape,
+    scope: Scope = EVERYTHING,
+    *,
+    symmetric: bool = False,
+    group_size: int = 0,
+    act_order: bool = False,
+    static_groups: bool = False,
+    mse: bool = False,
+    blocksize: int = 128,
+    percdamp: float = 0.01,
+    true_sequential: bool = False,
+    convention: Literal["gptq", "gptq_code"] = "gptq",
+) -> Degradation:
+    """Rounds weights to 2^b levels one input at a time and updates the later ones (Frantar et al. 2022).
+
+    Severity is given in bits, as for rtn.  group_size: consecutive inputs of an output that share a scale, found
+    when the first of them is reached on weights with the errors of all earlier blocks of `blocksize` inputs; 0:
+    one scale per output, of the trained weights.  act_order: inputs of largest square sum first, and groups run
+    in that order; static_groups: scales of all groups beforehand, in the original order.  symmetric, mse,
+    convention: quantize.Scheme.  percdamp: share of its mean diagonal added to the Hessian.  true_sequential:
+    q, k, v, then o, then gate, up, then down, each on inputs made by the former.  Weights of an input that is 0
+    on all calibration data become 0.  Inputs are those that the rounded blocks before make.  Cost: two forwards
+    of the calibration set (true_sequential five) and one Cholesky factor per site and point.  What is stored is
+    counted without the group numbers of act_order, log2(groups) bits per input.
+    """
+    scope.check(shape)
+    check_solver(blocksize, percdamp)
+    in_scope = scope.weights(shape)
+    check_groups(group_size, in_scope, shape)
+    if static_groups and not group_size:
+        raise ValueError("static_groups = True: acts with a group_size, got group_size = 0; leave it out")
+    solver = functools.partial(
+        quantize,
+        scheme=Scheme(convention=convention, symmetric=symmetric, mse=mse),
+        group_size=group_size,
+        act_order=act_order,
+        static_groups=static_groups,
+        blocksize=blocksize,
+        percdamp=percdamp,
+    )
+
+    def apply(params: Params, tokens_NT: Array, severity: Array, where: Where, key: Array) -> Edit:
+        bits = bits_of(severity)
+
+        def solve(weights, hessian_II, inside):
+            return solver(weights, filled(inside, weights), hessian_II * (2 / len(tokens_NT)), bits)
+
+        frozen, regions = lax.stop_gradient(params), touched(in_scope, where, shape)
+        new, grids = round_blocks(frozen, tokens_NT, shape, regions, solve, true_sequential)
+        widths = weight_bits(bits, in_scope, where, shape)
+        return Edit(
+            params={"blocks": {n: straight_through(params["blocks"][n], w) for n, w in new.items()}},
+            weight_bits=widths,
+            weight_grid={
+                name: with_bits(grid, widths[name], shape.lead(name)) for name, grid in grids.items()
+            },
+        )
+
+    def cost(params, edit, severity):
+        scales = functools.partial(
+            stored_bits, group_size=group_size, scale_bits=FULL_BITS, zero_point=not symmetric, shape=shape
+        )
+        return cost_of(params, edit, shape, scales)
+
+    return Degradation(
+        name="gptq",
+        scope=scope,
+        settings={
+            "symmetric": symmetric,
+            "group_size": group_size,
+            "act_order": act_order,
+            "static_groups": static_groups,
+            "mse": mse,
+            "blocksize": blocksize,
+            "percdamp": percdamp,
+            "true_sequential": true_sequential,
+            "convention": convention,
+        },
+        unit="bits",
+        severities=RTN_BITS,
+        random=False,
+        sequential=True,
+        needs_calibration=True,
+        promises=Promises(),
+        fit=lambda params, calibration_NT, key: calibration_NT,
+        apply=apply,
+        hold=functools.partial(hold_grid, round_matrix=round_to),
+        cost=cost,
+    )
+
+
+def with_bits(grid: Grid, bits: Array, lead: tuple[int, ...]) -> Grid:
+    """bits of each weight, 16 where it keeps its trained value, with all leading axes of the matrix."""
+    return grid._replace(bits=jnp.broadcast_to(bits, (*lead, *bits.shape[-2:])))
+
+
+def round_blocks(
+    params: Params,
+    tokens_NT: Array,
+    shape: Shape,
+    inside: dict[str, Array],
+    solve: Callable[[Matrices, Array, dict[str, Array]], tuple[Matrices, dict[str, Grid]]],
+    true_sequential: bool,
+) -> tuple[dict[str, Array], dict[str, Grid]]:
+    """(new weights, lattices) of every matrix of `inside`, block after block."""
+    sites = {site: [name for name in readers if name in inside] for site, readers in SITES.items()}
+    sites = {site: names for site, names in sites.items() if names}
+
+    def lifted(f, site):
+        return lift(f, len(shape.lead(sites[site][0])) - 1)
+
+    def measure(inner, stage):
+        return {site: lifted(gram, site)(inner_of(inner, site, shape)) for site in stage}
+
+    def modify(layer, hessians, inside, stage):
+        new, grids = {}, dict(layer.edit.weight_grid or {})
+        for site in stage:
+            weights = {name: layer.params[name] for name in sites[site]}
+            part, lattice = lifted(lambda w, h: solve(w, h, inside), site)(weights, hessians[site])
+            new, grids = new | part, grids | lattice
+        return Layer({**layer.params, **new}, dataclasses.replace(layer.edit, weight_grid=grids))
+
+    stages = tuple((site,) for site in sites) if true_sequential else (tuple(sites),)
+    layers = walk(params, tokens_NT, shape, inside, measure=measure, modify=modify, stages=stages)
+    return {name: layers.params[name] for name in inside}, layers.edit.weight_grid

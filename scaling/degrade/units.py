@@ -20,17 +20,24 @@ from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
 
 Group = Literal["layer", "global"]
+HeadUnit = Literal["head", "kv_group"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Units:
-    """One kind of unit (U per layer): which are in scope, which a point selects, who reads them."""
+    """One kind of unit (U per layer), made of neurons or heads (N per layer): which are in scope, which a point
+    selects, who reads them."""
 
-    in_scope_LU: np.ndarray
-    selected: Callable[[Where], Array]  # bool, broadcastable to [L, U]
+    in_scope_LN: np.ndarray
+    selected: Callable[[Where], Array]  # bool, broadcastable to [L, N]
     reader: str  # the matrix whose input rows belong to the units
     field: str  # of Edit
     size: tuple[int, ...]  # of that field
+    per_unit: int = 1  # consecutive neurons or heads that go together
+
+    @property
+    def in_scope_LU(self) -> np.ndarray:
+        return self.in_scope_LN.reshape(len(self.in_scope_LN), -1, self.per_unit).any(axis=2)
 
 
 def neurons(shape: Shape, scope: Scope) -> Units:
@@ -40,9 +47,9 @@ def neurons(shape: Shape, scope: Scope) -> Units:
     refuse(scope, "matrices", "a neuron is removed from all matrices of its MLP")
     scope.check(shape)
     size = (*shape.lead("down"), shape.d_ff)
-    in_scope_LU = np.broadcast_to(scope.layer_L(shape)[:, None], (shape.n_layers, math.prod(size[1:])))
+    in_scope_LN = np.broadcast_to(scope.layer_L(shape)[:, None], (shape.n_layers, math.prod(size[1:])))
     return Units(
-        in_scope_LU=in_scope_LU,
+        in_scope_LN=in_scope_LN,
         selected=lambda w: w.layer_L[:, None],
         reader="down",
         field="neuron_LF",
@@ -50,17 +57,19 @@ def neurons(shape: Shape, scope: Scope) -> Units:
     )
 
 
-def heads(shape: Shape, scope: Scope) -> Units:
-    """Query heads; no matrix can be in scope.  Raises ValueError."""
+def heads(shape: Shape, scope: Scope, unit: HeadUnit = "head") -> Units:
+    """Query heads, or key-value groups: the query heads that share a key-value head go together.  No matrix can be
+    in scope.  Raises ValueError."""
     refuse(scope, "matrices", "a head is removed from all matrices of its attention")
     scope.check(shape)
     size = (shape.n_layers, shape.n_heads)
     return Units(
-        in_scope_LU=scope.head_LH(shape),
+        in_scope_LN=scope.head_LH(shape),
         selected=lambda w: w.head_LH,
         reader="o",
         field="head_LH",
         size=size,
+        per_unit=shape.n_heads // shape.kv_heads if unit == "kv_group" else 1,
     )
 
 
@@ -96,8 +105,9 @@ def unit_pruner(
         return fitted
 
     def apply(params: Params, fitted: Any, severity: Array, where: Where, key: Array) -> Edit:
-        touched = in_scope_LU & units.selected(where)
-        m = multiplier(fitted["rank_LU"], n, severity, touched, replace).reshape(units.size)
+        touched = units.in_scope_LN & units.selected(where)
+        rank_LN = jnp.repeat(fitted["rank_LU"], units.per_unit, axis=1)
+        m = multiplier(rank_LN, n, severity, touched, replace).reshape(units.size)
         bias = None
         if replace == "mean":
             w = params["blocks"][units.reader]

@@ -65,9 +65,13 @@ def show_methods(what: str, name: str | None) -> None:
         print(f"\n## {group}\n\n| method | what it does | severity | default grid |\n|---|---|---|---|")
         for name, a in about.items():
             grid = " ".join(f"{value:g}" for value in a.built.severities)
-            print(f"| [{name}](#{name}) | {a.summary} | {a.built.unit} | {grid} |")
+            print(f"| [{name}](#{name}) | {_cell(a.summary)} | {a.built.unit} | {grid} |")
         for name, a in about.items():
             print(_method_text(name, a))
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", r"\|")
 
 
 def _method_text(name: str, about: Description) -> str:

@@ -38,8 +38,8 @@ class Edit:
     expert_LE: bool, False takes an expert out before the top-k.  active_L: int, experts per token.
     activation_bits: site (a key of SITES) -> [L], bits of the inputs of that site's matrices.
     activation_absmax: site -> [L], calibrated range for one scale per tensor; None: one scale per token.
-    cache_bits: "k" and "v" -> [L], bits of keys and values, as a cache would hold them; one scale per token and
-    head.  cache_absmax: "k" or "v" -> [L, G, K], calibrated range for one scale per channel instead.
+    cache_bits: "k" or "v" -> [L], bits of keys and values, as a cache would hold them; one range per token and
+    head.  cache_range: "k" or "v" -> [L, 2, G, K], calibrated least and largest value of each channel instead.
     lens: acts after the last block.
     corruption: of the input tokens and their embeddings.
     weight_bits: matrix name -> bits that `params` were rounded to, broadcastable to the matrix, 16 where a
@@ -60,7 +60,7 @@ class Edit:
     activation_bits: dict[str, Array] | None = None
     activation_absmax: dict[str, Array] | None = None
     cache_bits: dict[str, Array] | None = None
-    cache_absmax: dict[str, Array] | None = None
+    cache_range: dict[str, Array] | None = None
     lens: Lens | None = None
     corruption: Corruption | None = None
     weight_bits: dict[str, Array] | None = None

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from wane.scaling.budget import AspectRatio, Depth, Search, matched
-from wane.scaling.shape import Parametrization, Shape
+from wane.scaling.shape import Parametrization, Shape, check_experts
 
-Match = Literal["non_embedding", "blocks", "total", "flops"]
+Match = Literal["non_embedding", "blocks", "active", "total", "flops"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,12 @@ class Family:
 
     Three kinds: `budget` with `depths`; `budget` with `aspect_ratios`; `ladder_c` with square `depths`, where
     d_model = ladder_c / sqrt(L) and the block matrices of every shape have the same count.  Several budgets make
-    a size series or a grid.  Raises ValueError naming the field when fields contradict each other; `groups` and
+    a size series or a grid.
+
+    With n_experts every matched quantity but two counts all experts; `active` and `flops` count what one token
+    runs through.  d_ff and d_ff_ratio are those of one expert, so that at one d_ff_ratio more experts make a
+    family narrower; a ladder's block matrices still match exactly, its routers (n_experts * d_model per layer)
+    do not, as its norms do not.  Raises ValueError naming the field when fields contradict each other; `groups` and
     `shapes` also when a budget cannot be met.
     """
 
@@ -29,7 +34,9 @@ class Family:
     max_mismatch: float = 0.005  # largest |size / budget - 1|; below about 1M parameters 0.01 may be needed
     head_dim: int = 32
     kv_group: int = 1  # query heads per key-value head
-    d_ff_ratio: float = 2.0  # target of d_ff / d_model: 2 for SwiGLU, 4 for GELU
+    n_experts: int | None = None  # None: dense MLP
+    top_k: int = 1  # experts that a token runs through
+    d_ff_ratio: float = 2.0  # target of d_ff / d_model, of each expert: 2 for SwiGLU, 4 for GELU
     d_ff_multiple: int = 1  # d_ff is a multiple: N:M masks and quantisation groups must tile it
     vocab_per_d_model: float | None = None  # pad the vocabulary to this times d_model; None: no padding
     activation: Literal["swiglu", "gelu"] = "swiglu"
@@ -47,6 +54,7 @@ class Family:
     def __post_init__(self):
         if self.match not in get_args(Match):
             raise ValueError(f"family.match = {self.match!r}: must be one of {', '.join(get_args(Match))}")
+        check_experts("family", self.n_experts, self.top_k)
         for field in ("head_dim", "kv_group", "d_ff_ratio", "d_ff_multiple", "max_mismatch"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"family.{field} = {getattr(self, field)}: must be positive")
@@ -121,7 +129,8 @@ def mismatch(shapes: Sequence[Shape], family: Family) -> tuple[float, ...]:
 def describe(shapes: Sequence[Shape], family: Family) -> list[dict[str, Any]]:
     """One row per shape: dimensions, exact counts, matrix-product FLOPs per token, mismatch.
 
-    norm_share is norms / non_embedding: what a ladder leaves unmatched.
+    norm_share and router_share are parts of non_embedding: what a ladder leaves unmatched.  n_experts and top_k
+    are None for a dense MLP; `active` counts the parameters that one token runs through.
     """
     deviations = mismatch(shapes, family)
     return [_row(s, family.budget_of(s), m) for s, m in zip(shapes, deviations, strict=True)]
@@ -129,12 +138,15 @@ def describe(shapes: Sequence[Shape], family: Family) -> list[dict[str, Any]]:
 
 def _row(shape: Shape, budget: int, deviation: float) -> dict[str, Any]:
     counts = shape.param_counts()
-    dims = ("name", "d_model", "n_layers", "n_heads", "kv_heads", "head_dim", "d_ff", "vocab", "aspect_ratio")
+    dims = ("name", "d_model", "n_layers", "n_heads", "kv_heads", "head_dim", "d_ff", "vocab", "aspect_ratio",
+            "n_experts")  # fmt: skip
     return {
         "budget": budget,
         **{field: getattr(shape, field) for field in dims},
+        "top_k": None if shape.n_experts is None else shape.top_k,
         **counts,
         "norm_share": counts["norms"] / counts["non_embedding"],
+        "router_share": counts["router"] / counts["non_embedding"],
         "flops_forward": shape.flops_per_token(),
         "flops_forward_backward": shape.flops_per_token(backward=True),
         "mismatch": deviation,

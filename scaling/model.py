@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from wane.scaling.corrupt import corrupt_embeddings, corrupt_tokens
 from wane.scaling.edit import SITES, Edit, Params, merge
-from wane.scaling.quantize import fake_quantize_activation
+from wane.scaling.quantize import fake_quantize_activation, fake_quantize_range
 from wane.scaling.shape import Shape
 
 Inner = dict[str, Array]
@@ -87,7 +87,9 @@ def restrict(x_BSD: Array, edit: Edit, after: int) -> Array:
     if edit.residual_XD is not None:
         x_BSD = x_BSD * edit.residual_XD[after].astype(x_BSD.dtype)
     if edit.residual_map is not None:
-        x_BSD = x_BSD @ edit.residual_map[after].astype(x_BSD.dtype)
+        map_DD = edit.residual_map[after].astype(x_BSD.dtype)
+        # The identity must leave x as it is: TF32 and bf16 passes would round it.
+        x_BSD = jnp.matmul(x_BSD, map_DD, precision=lax.Precision.HIGHEST)
     return x_BSD
 
 
@@ -151,8 +153,8 @@ class Block(nn.Module):
         if shape.rope_theta is not None:
             q, k = rotate(q, positions_S, shape.rope_theta), rotate(k, positions_S, shape.rope_theta)
         inner |= {"q": q, "k": k, "v": v}
-        if edit.cache_bits is not None:  # one scale per token and head
-            k, v = (fake_quantize_activation(t, edit.cache_bits[n]) for n, t in (("k", k), ("v", v)))
+        if edit.cache_bits is not None:
+            k, v = (self.cached(name, t, edit) for name, t in (("k", k), ("v", v)))
         if cache is not None:
             k = lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
             v = lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
@@ -167,6 +169,7 @@ class Block(nn.Module):
     def mlp(self, x_BSD, edit, inner):
         """With experts hidden units are [B, S, E, F]: all experts run and the routing weights, 0 for all but
         the top k, add them up."""
+        routed_BSD = x_BSD  # the router reads what no edit of its neighbours' inputs has rounded
         x_BSD = self.enter("mlp_in", x_BSD, edit, inner)
         h = self.product("up", x_BSD, edit)
         if self.shape.activation == "swiglu":
@@ -177,7 +180,7 @@ class Block(nn.Module):
             h = h * edit.neuron_LF.astype(h.dtype)
         y = self.product("down", self.enter("down_in", h, edit, inner), edit)
         if self.shape.n_experts is not None:
-            inner["router"], inner["route"] = route(x_BSD, self.router, self.shape.top_k, edit)
+            inner["router"], inner["route"] = route(routed_BSD, self.router, self.shape.top_k, edit)
             y = jnp.einsum("bse,bsed->bsd", inner["route"].astype(y.dtype), y)
         inner["mlp_out"] = y
         return y
@@ -189,6 +192,17 @@ class Block(nn.Module):
             x = fake_quantize_activation(x, edit.activation_bits[site], absmax)
         inner[site] = x
         return x
+
+    def cached(self, name, t_BSGK, edit):
+        """Keys or values as a cache in few bits holds them."""
+        if name not in edit.cache_bits:
+            return t_BSGK
+        if edit.cache_range is not None and name in edit.cache_range:
+            low, high = edit.cache_range[name]
+        else:
+            t = t_BSGK.astype(jnp.float32)
+            low, high = jnp.min(t, axis=-1, keepdims=True), jnp.max(t, axis=-1, keepdims=True)
+        return fake_quantize_range(t_BSGK, edit.cache_bits[name], low, high)
 
     def product(self, name, x, edit):
         w = getattr(self, name).astype(x.dtype)
@@ -214,10 +228,11 @@ def norm_params(module: nn.Module, name: str, shape: Shape) -> tuple[Any, Any]:
 def init_params(key: Array, shape: Shape) -> Params:
     """f32 parameters: embed [V, D], blocks (leaves [L, ...]), final_norm, and unembed [D, V] unless tied."""
     sizes = {name: shape.full(name) for name in shape.matrices}
-    stds = {name: shape.init_std(name) for name in sizes} | dict.fromkeys(
-        ("embed", "unembed", "router"), shape.parametrization.embed_std
-    )
+    std = shape.parametrization.embed_std
+    stds = {name: shape.init_std(name) for name in sizes} | {"embed": std, "unembed": std}
     if shape.n_experts is not None:
+        # An output weight (train/optimizer.py): its logits shrink with width as those of the unembedding do.
+        stds |= {"router": std * shape.logit_scale}
         sizes |= {"router": (shape.n_layers, shape.d_model, shape.n_experts)}
     sizes |= {"embed": (shape.vocab, shape.d_model)}
     if not shape.tied_embeddings:
@@ -284,18 +299,20 @@ def apply(
     params, edit = merge(params, edit), edit or Edit()
     if start is not None:
         return Output(_leave(_blocks_from(params, *start, shape, edit), edit), None)
-    tokens_BS, source_BS = corrupt_tokens(tokens_BS, edit.corruption, shape.vocab)
-    x_BSD = embed(params, tokens_BS, shape)
+    corrupt_BS, source_BS = corrupt_tokens(tokens_BS, edit.corruption, shape.vocab)
+    x_BSD = embed(params, corrupt_BS, shape)
 
-    def loss_B(x_BSD):
-        x_BSD = _leave(_blocks(params, x_BSD, shape, edit)[0], edit)
-        return nll(params, x_BSD[:, :-1], tokens_BS, shape).mean(axis=1)
+    def run(params: Params, edit: Edit, x_BSD: Array) -> Output:
+        x_BSD, inner = _blocks(params, x_BSD, shape, edit)
+        if source_BS is not None:  # after a deletion: what stood last before each original position
+            x_BSD = jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
+        return Output(_leave(x_BSD, edit), inner)
 
-    x_BSD = corrupt_embeddings(x_BSD, tokens_BS, edit.corruption, loss_B)
-    x_BSD, inner = _blocks(params, x_BSD, shape, edit)
-    if source_BS is not None:  # after a deletion: what stood last before each original position
-        x_BSD = jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
-    return Output(_leave(x_BSD, edit), inner)
+    def loss_B(x_BSD: Array) -> Array:  # targets stay the tokens before corruption
+        frozen, fixed = lax.stop_gradient((params, edit))
+        return nll(frozen, run(frozen, fixed, x_BSD).x_BSD[:, :-1], tokens_BS, shape).mean(axis=1)
+
+    return run(params, edit, corrupt_embeddings(x_BSD, tokens_BS, edit.corruption, loss_B))
 
 
 def _blocks(params: Params, x_BSD: Array, shape: Shape, edit: Edit) -> tuple[Array, Inner]:

@@ -54,13 +54,16 @@ class Scheme:
     def __post_init__(self):
         if self.mse and not self.convention.startswith("gptq"):
             raise ValueError(
-                f'mse = True: searched by convention "gptq" only, got convention = "{self.convention}"; leave it out'
+                f'mse = True: convention "gptq" searches, got convention = "{self.convention}"; leave one out'
             )
 
     @property
     def zero_first(self) -> bool:
         """The zero point is added before rounding, not after."""
         return self.convention == "qwix" and not self.symmetric
+
+
+SYMMETRIC = Scheme(convention="gptq", symmetric=True, mse=False)
 
 
 @jax.custom_vjp
@@ -73,8 +76,11 @@ straight_through.defvjp(lambda x, y: (y, None), lambda _, g: (g, jnp.zeros_like(
 
 
 def divide(x: Array, scale: Array) -> Array:
-    """IEEE x / scale with scale broadcast to x; without the barrier XLA multiplies by a reciprocal."""
-    return x / lax.optimization_barrier(jnp.broadcast_to(scale, x.shape))
+    """IEEE x / scale with scale broadcast to x; without the barrier XLA multiplies by a reciprocal.
+
+    The scale is made to depend on x, so that vmap over x alone does not take the broadcast out of the barrier.
+    """
+    return x / lax.optimization_barrier(jnp.where(x == x, scale, x))
 
 
 def levels(bits: Array) -> Array:
@@ -168,11 +174,11 @@ def _shrink(
         least, scale, zero = best
         p = jnp.asarray(SHRINKS)[i]
         new = _span(p * low, p * high, grid.bits, symmetric)
-        error = jnp.sum(
-            jnp.abs(round_to(x, new) - x) ** SHRINK_NORM, axis, keepdims=True, where=inside
-        )
+        error = jnp.sum(jnp.abs(round_to(x, new) - x) ** SHRINK_NORM, axis, keepdims=True, where=inside)
         better = error < least
-        return tuple(jnp.where(better, a, b) for a, b in zip((error, *new[:2]), (least, scale, zero), strict=True))
+        return tuple(
+            jnp.where(better, a, b) for a, b in zip((error, *new[:2]), (least, scale, zero), strict=True)
+        )
 
     start = (jnp.full_like(grid.scale, jnp.inf), grid.scale, grid.zero)
     _, scale, zero = lax.fori_loop(0, len(SHRINKS), step, start)
@@ -209,6 +215,21 @@ def round_to(x: Array, grid: Grid, *, zero_first: bool = False) -> Array:
     return dequantize(quantize(x, grid, zero_first=zero_first), grid)
 
 
+def fake_quantize_range(x: Array, bits: Array, low: Array, high: Array) -> Array:
+    """x on the 2^bits evenly spaced points from low to high, both included, gradients straight through (KIVI,
+    Liu et al. 2024, arXiv 2402.02750, section 3.1).  What lies outside saturates; bits >= 16: x, bit for bit.
+
+    The ends are points, so that nothing lies on a rounding tie by construction: programs that differ in the last
+    bit of x, as decoding and the full forward do, give the same points.
+    """
+    x32 = x.astype(jnp.float32)
+    top = jnp.where(is_ternary(bits), 2, levels(bits))
+    scale = divide(high - low, top)
+    code = jnp.clip(jnp.rint(divide(x32 - low, jnp.where(scale > 0, scale, 1.0))), 0, top)
+    rounded = (code * scale + low).astype(x.dtype)
+    return straight_through(x, jnp.where(bits >= IDENTITY_BITS, x, rounded))
+
+
 def fake_quantize_activation(x_BSI: Array, bits: Array, absmax: Array | None = None) -> Array:
     """Symmetric fake quantisation of an activation, straight-through gradient, in the dtype of x.
 
@@ -216,23 +237,9 @@ def fake_quantize_activation(x_BSI: Array, bits: Array, absmax: Array | None = N
     calibration, so that a sequence's result does not depend on its batch.  bits >= 16: x, bit for bit.
     """
     x = x_BSI.astype(jnp.float32)
-    reach = jnp.max(jnp.abs(x), axis=-1, keepdims=True) if absmax is None else jnp.asarray(absmax, jnp.float32)
+    reach = (
+        jnp.max(jnp.abs(x), axis=-1, keepdims=True) if absmax is None else jnp.asarray(absmax, jnp.float32)
+    )
     grid = _span(*_gptq_range(-reach, reach, SYMMETRIC), bits, True)
     rounded = round_to(x, grid).astype(x_BSI.dtype)
     return straight_through(x_BSI, jnp.where(bits >= IDENTITY_BITS, x_BSI, rounded))
-
-
-SYMMETRIC = Scheme(convention="gptq", symmetric=True, mse=False)
-
-
-def quantize_symmetric(x, absmax, bits):
-    return round_to(x, _span(*_gptq_range(-absmax, absmax, SYMMETRIC), bits, True))
-
-
-def quantize_asymmetric(x, low, high, bits):
-    return round_to(x, _span(*_gptq_range(low, high, dataclasses.replace(SYMMETRIC, symmetric=False)), bits, False))
-
-
-def quantize_ternary(x, absmean):
-    scale = jnp.where(absmean > 0, absmean, 1.0)
-    return jnp.clip(jnp.rint(divide(x, scale)), -1, 1) * scale

@@ -38,6 +38,18 @@ class Parametrization:
         return n_layers / self.base_n_layers if self.name == "complete-p" else 1.0
 
 
+def check_experts(owner: str, n_experts: int | None, top_k: int) -> None:
+    """Raises ValueError naming the field of `owner` when a mixture of experts cannot be built."""
+    if n_experts is None and top_k != 1:
+        raise ValueError(
+            f"{owner}.top_k = {top_k}: read with n_experts only; give n_experts or leave it at 1"
+        )
+    if n_experts is not None and n_experts < 1:
+        raise ValueError(f"{owner}.n_experts = {n_experts}: must be at least 1, or None for a dense MLP")
+    if n_experts is not None and not 1 <= top_k <= n_experts:
+        raise ValueError(f"{owner}.top_k = {top_k}: must be from 1 to n_experts = {n_experts}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """Dimensions and architecture of a decoder-only transformer.  Hashable: a static argument of jitted code.
@@ -79,8 +91,7 @@ class Shape:
             raise ValueError(f"shape.head_dim = {self.head_dim}: must be even (RoPE rotates pairs)")
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(f"shape.n_kv_heads = {self.n_kv_heads}: must divide n_heads = {self.n_heads}")
-        if self.n_experts is not None and not 1 <= self.top_k <= self.n_experts:
-            raise ValueError(f"shape.top_k = {self.top_k}: must be from 1 to n_experts = {self.n_experts}")
+        check_experts("shape", self.n_experts, self.top_k)
 
     @property
     def kv_heads(self) -> int:
@@ -157,13 +168,20 @@ class Shape:
             "total": non_embedding + embed + unembed,
         }
 
-    def flops_per_token(self, *, backward: bool = False) -> int:
-        """Matrix-product FLOPs (2 per multiply-add) per token of a full context: block matrices, attention
-        scores and values over all S keys (the masked half is computed too), unembedding; of experts those that
-        a token visits.  With `backward`, forward plus backward: three times the forward (two products per
-        product, for weights and inputs)."""
+    def flops_per_token(self, *, backward: bool = False, all_experts: bool = False) -> int:
+        """Matrix-product FLOPs (2 per multiply-add) per token of a full context: block matrices, router,
+        attention scores and values over all S keys (the masked half is computed too), unembedding; of experts
+        those that a token visits.  With `backward`, forward plus backward: three times the forward (two products
+        per product, for weights and inputs).
+
+        all_experts: what the model really computes, because it runs every expert on every token and adds them
+        up with routing weights (2 E D per token and layer), 0 for those that a token does not visit.
+        """
         counts = self.param_counts()
         blocks = 2 * (counts["active"] - counts["norms"])
+        if all_experts and self.n_experts is not None:
+            mixing = self.n_layers * self.n_experts * self.d_model
+            blocks = 2 * (counts["blocks"] + counts["router"] + mixing)
         attention = self.n_layers * 4 * self.context * self.n_heads * self.head_dim
         unembed = 2 * self.vocab * self.d_model
         return (3 if backward else 1) * (blocks + attention + unembed)

@@ -19,18 +19,18 @@ from wane.train.step import init_state, train_step
 
 # name -> (method, settings, what was asked for)
 POINTS = {
-    "random 50 %": ("random_weights", {"group": "row"}, 0.5),
-    "magnitude 50 %": ("magnitude_weights", {"group": "row"}, 0.5),
+    "random 50 %": ("random_weights", {}, 0.5),
+    "magnitude 50 %": ("magnitude_weights", {}, 0.5),
     "wanda 50 %": ("wanda", {}, 0.5),
     "sparsegpt 50 %": ("sparsegpt", {}, 0.5),
     "wanda 2:4": ("wanda", {"group": "n:4"}, 0.5),
     "magnitude 2:4": ("magnitude_weights", {"group": "n:4"}, 0.5),
     "rtn 3 bits": ("rtn", {"symmetric": False}, 3),
     "gptq 3 bits": ("gptq", {}, 3),
-    "rtn 3 bits, groups": ("rtn", {"symmetric": False, "group_size": 16}, 3),
-    "awq 3 bits, groups": ("awq", {"group_size": 16}, 3),
-    "rtn 4 bits, absmax": ("rtn", {"symmetric": True, "group_size": 16}, 4),
-    "nf4": ("normal_float", {"group_size": 16}, 4),
+    "rtn 3 bits, groups of 16": ("rtn", {"symmetric": False, "group_size": 16}, 3),
+    "awq 3 bits, groups of 16": ("awq", {"group_size": 16}, 3),
+    "rtn 4 bits, groups of 64": ("rtn", {"group_size": 64}, 4),
+    "nf4, groups of 64": ("normal_float", {"group_size": 64}, 4),
 }
 # (better, worse, may be equal)
 ORDER = (
@@ -40,8 +40,8 @@ ORDER = (
     ("wanda 50 %", "wanda 2:4", False),
     ("magnitude 50 %", "magnitude 2:4", False),
     ("gptq 3 bits", "rtn 3 bits", False),
-    ("awq 3 bits, groups", "rtn 3 bits, groups", True),
-    ("nf4", "rtn 4 bits, absmax", True),
+    ("awq 3 bits, groups of 16", "rtn 3 bits, groups of 16", True),
+    ("nf4, groups of 64", "rtn 4 bits, groups of 64", True),
 )
 
 
@@ -53,11 +53,11 @@ class Setting:
     train: Train
     stream: object
     steps: int
-    calibration: int = 64
-    evaluation: int = 64
+    calibration: int = 128
+    evaluation: int = 256
 
 
-def setting(data, train: Train, calibration: int = 64, evaluation: int = 64, **dimensions) -> Setting:
+def setting(data, train: Train, calibration: int = 128, evaluation: int = 256, **dimensions) -> Setting:
     stream = open_data(data, steps=1, batch_size=train.batch_size)
     shape = Shape(vocab=stream.vocab, context=data.context, **dimensions)
     return Setting(shape, train, stream, train.steps(shape, data.context), calibration, evaluation)

@@ -38,6 +38,8 @@ OPTIONS = {
     "tied": {"tied_embeddings": True},
     "no positions": {"rope_theta": None},
     "standard, other constants": {"parametrization": STANDARD, "rope_theta": 100.0, "norm_eps": 0.1},
+    "experts": {"n_experts": 5, "top_k": 2},
+    "one expert of three, gelu": {"n_experts": 3, "activation": "gelu", "norm_position": "after"},
     "all at once": {
         "activation": "gelu", "norm": "layernorm", "norm_position": "after", "n_kv_heads": 2, "qk_norm": True,
         "tied_embeddings": True,
@@ -66,7 +68,7 @@ def random_params(shape: Shape, seed: int = 0):
             return 1 + 0.1 * noise
         if path[-1].key.endswith("bias"):
             return 0.1 * noise
-        return noise * (0.3 if leaf.ndim == 2 else leaf.shape[1] ** -0.5)
+        return noise * (0.3 if leaf.ndim == 2 else leaf.shape[-2] ** -0.5)
 
     tree = jax.eval_shape(lambda key: model.init_params(key, shape), jax.random.key(0))
     drawn = jax.tree_util.tree_map_with_path(draw, tree)
@@ -81,22 +83,28 @@ def random_tokens(shape: Shape, batch: int = 2, extra: int = 0, seed: int = 1):
 def random_edit(shape: Shape, seed: int = 2) -> dict[str, dict]:
     """A value for each field of Edit that acts without rounding."""
     rng = np.random.default_rng(seed)
-    L, H, F = shape.n_layers, shape.n_heads, shape.d_ff
+    L, H = shape.n_layers, shape.n_heads
     q_LIO = rng.standard_normal((L, *shape.matrices["q"])).astype(np.float32) / 4
     scale_D = np.abs(rng.standard_normal(shape.d_model)).astype(np.float32)
     edit = {
         "head_LH": rng.choice([0, 0.5, 1], (L, H)),
-        "neuron_LF": rng.choice([0, 0.5, 1], (L, F)),
+        "neuron_LF": rng.choice([0, 0.5, 1], (*shape.lead("up"), shape.d_ff)),
         "attn_L": np.array([1, 0, 0.5]),
         "mlp_L": np.array([0.5, 1, 0]),
-        "bias": {n: rng.standard_normal((L, shape.matrices[n][1])) for n in shape.matrices},
+        "bias": {n: rng.standard_normal((*shape.lead(n), shape.matrices[n][1])) for n in shape.matrices},
         "params": {"blocks": {"q": q_LIO}, "final_norm": {"scale": scale_D}},
     }
+    if shape.n_experts is not None:  # in the last layer all but one are gone, fewer than a token asks for
+        expert_LE = rng.random((L, shape.n_experts)) < 0.6
+        expert_LE[-1] = np.arange(shape.n_experts) == 1
+        edit |= {"expert_LE": expert_LE, "active_L": np.arange(L) % shape.n_experts + 1}
     return jax.tree.map(lambda a: np.asarray(a, np.float32), edit)
 
 
-def neutral_edit(params, edit: dict) -> dict:
+def neutral_edit(params, edit: dict, top_k: int = 1) -> dict:
     """An edit of the same structure that changes nothing."""
     same = {"blocks": {"q": params["blocks"]["q"]}, "final_norm": {"scale": params["final_norm"]["scale"]}}
     neutral = {name: np.ones_like(value) for name, value in edit.items() if name not in ("bias", "params")}
+    if "active_L" in edit:
+        neutral["active_L"] = np.full_like(edit["active_L"], top_k)
     return neutral | {"bias": jax.tree.map(np.zeros_like, edit["bias"]), "params": same}

@@ -67,6 +67,35 @@ def attention(weights, x_BSD, shape, edit, enter):
 
 
 def mlp(weights, x_BSD, shape, edit, enter):
+    """Of a mixture of experts: each token runs through its experts, one after another."""
+    if shape.n_experts is None:
+        return feed_forward(weights, edit, x_BSD, shape, enter)
+    experts = [
+        feed_forward(*(of_expert(tree, e) for tree in (weights, edit)), x_BSD, shape, enter)
+        for e in range(shape.n_experts)
+    ]
+    y_BSD = np.zeros_like(x_BSD)
+    for b, s in np.ndindex(x_BSD.shape[:2]):
+        for e, share in choose(x_BSD[b, s] @ weights["router"], shape, edit):
+            y_BSD[b, s] += share * experts[e][b, s]
+    return y_BSD
+
+
+def choose(logits_E, shape, edit):
+    """(expert, share) of the experts that one token runs through."""
+    open_ = [e for e in range(shape.n_experts) if edit.get("expert_LE", logits_E * 0 + 1)[e] != 0]
+    best = sorted(open_, key=lambda e: (-logits_E[e], e))[: int(edit.get("active_L", shape.top_k))]
+    size = [np.exp(logits_E[e] - logits_E[best[0]]) for e in best]
+    return [(e, s / sum(size)) for e, s in zip(best, size, strict=True)]
+
+
+def of_expert(tree, e):
+    """The weights, multipliers and biases of one expert."""
+    mine = {name: leaf[e] for name, leaf in tree.items() if name in ("gate", "up", "down", "neuron_LF")}
+    return {**tree, **mine} | ({"bias": of_expert(tree["bias"], e)} if "bias" in tree else {})
+
+
+def feed_forward(weights, edit, x_BSD, shape, enter):
     x_BSD = enter("mlp_in", x_BSD)
     up = product(weights, "up", x_BSD, edit)
     if shape.activation == "swiglu":

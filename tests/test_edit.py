@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from degrade_cases import SHAPES, complete, loss_and_logits, tokens, trained
+from degrade_cases import SHAPES, complete, logits_of, tokens, trained
 
 from wane.scaling.edit import Edit, fold, merge
 
@@ -13,7 +13,7 @@ MHA = SHAPES["mha-swiglu"]
 
 
 def logits(params, edit, shape):
-    return np.asarray(loss_and_logits(params, complete(params, edit, shape), tokens(shape), shape)[0][1])
+    return np.asarray(logits_of(params, complete(params, edit, shape), tokens(shape), shape))
 
 
 def test_merge_replaces_what_the_edit_names_and_nothing_else():

@@ -117,6 +117,60 @@ def test_every_matched_quantity(match, options):
         assert s.vocab == 8 * s.d_model
 
 
+def experts_by_hand(s):
+    """(block matrices of all experts, parameters of what a token does not visit) of a SwiGLU shape."""
+    attention, expert = 4 * s.d_model**2, 3 * s.d_model * s.d_ff
+    blocks = s.n_layers * (attention + s.n_experts * expert)
+    return blocks, s.n_layers * (s.n_experts - s.top_k) * expert
+
+
+@pytest.mark.parametrize(("n_experts", "top_k"), [(4, 1), (8, 2)])
+@pytest.mark.parametrize("match", ["non_embedding", "blocks", "active", "total", "flops"])
+def test_experts_are_counted_in_what_a_family_matches(match, n_experts, top_k):
+    budget = 6_000_000 if match == "flops" else 2_000_000
+    family = Family(
+        budget=budget,
+        match=match,
+        depths=(2, 6),
+        n_experts=n_experts,
+        top_k=top_k,
+        d_ff_ratio=0.5,
+        head_dim=16,
+    )
+    for s in family.shapes(vocab=300, context=128):
+        blocks, idle = experts_by_hand(s)
+        router, norms = s.n_layers * s.d_model * n_experts, (2 * s.n_layers + 1) * s.d_model
+        expected = {
+            "blocks": blocks,
+            "non_embedding": blocks + router + norms,
+            "active": blocks + router + norms - idle,
+            "total": blocks + router + norms + 2 * 300 * s.d_model,
+            "flops": 2 * (blocks - idle + router) + 4 * s.n_layers * 128 * s.d_model + 2 * 300 * s.d_model,
+        }
+        assert size(s, match) == expected[match] == pytest.approx(budget, rel=0.005)
+        assert 0.25 <= s.d_ff / s.d_model <= 1  # of one expert
+        assert (s.n_experts, s.top_k, s.name[-3:]) == (n_experts, top_k, f"-e{n_experts}")
+
+
+def test_a_ladder_of_experts_is_exact_in_its_block_matrices():
+    family = exact_ladder(192, head_dim=16, n_experts=4, top_k=2, d_ff_ratio=0.5)
+    shapes = family.shapes(**DATA)
+    assert (
+        {experts_by_hand(s)[0] for s in shapes}
+        == {10 * 192**2}
+        == {s.param_counts()["blocks"] for s in shapes}
+    )
+    assert mismatch(shapes, family) == (0, 0, 0, 0)
+    for s, row in zip(shapes, describe(shapes, family), strict=True):
+        assert (row["n_experts"], row["top_k"]) == (4, 2)
+        assert (
+            row["router"]
+            == 4 * s.d_model * s.n_layers
+            == pytest.approx(row["router_share"] * row["non_embedding"])
+        )
+        assert row["active"] == row["non_embedding"] - experts_by_hand(s)[1]
+
+
 def test_grid_of_budgets_and_aspect_ratios():
     budgets, ratios = (1_000_000, 8_000_000), (4.0, 16.0, 64.0)
     family = Family(budget=budgets, aspect_ratios=ratios)
@@ -147,7 +201,7 @@ def test_every_option_of_a_shape_reaches_the_shapes():
     options = {
         "activation": "gelu", "norm": "none", "norm_position": "after", "qk_norm": True, "tied_embeddings": True,
         "residual": False, "rope_theta": 5e3, "norm_eps": 1e-6, "dtype": "bfloat16", "remat": True,
-        "parametrization": Parametrization(name="standard"),
+        "parametrization": Parametrization(name="standard"), "n_experts": 2, "top_k": 2,
     }  # fmt: skip
     dimensions = {"d_model", "n_layers", "n_heads", "head_dim", "d_ff", "vocab", "context", "n_kv_heads"}
     assert {f.name for f in dataclasses.fields(Shape)} == dimensions | set(options)
@@ -170,6 +224,7 @@ def test_describe_counts_and_states_the_mismatch():
     assert deepest == {
         "budget": 368640, "name": "d32-L36-f64", "d_model": 32, "n_layers": 36, "n_heads": 2, "kv_heads": 2,
         "head_dim": 16, "d_ff": 64, "vocab": 512, "aspect_ratio": 32 / 36, "blocks": 368640, "norms": 73 * 32,
+        "n_experts": None, "top_k": None, "router": 0, "router_share": 0.0, "active": 368640 + 73 * 32,
         "embed": 512 * 32, "unembed": 512 * 32, "non_embedding": 368640 + 2336, "total": 370976 + 2 * 16384,
         "norm_share": 2336 / 370976, "flops_forward": 2 * 368640 + 36 * 4 * 256 * 32 + 2 * 16384,
         "flops_forward_backward": 3 * (2 * 368640 + 36 * 4 * 256 * 32 + 2 * 16384), "mismatch": 0.0,
@@ -197,6 +252,9 @@ GIVEN = {"budget": 1_000_000, "depths": (4,)}
         (GIVEN | {"budget": 0}, "family.budget = 0: must be one or more positive integers"),
         (GIVEN | {"kv_group": 0}, "family.kv_group = 0: must be positive"),
         (GIVEN | {"match": "params"}, "family.match = 'params': must be one of"),
+        (GIVEN | {"top_k": 2}, "family.top_k = 2: read with n_experts only; give n_experts or leave it at 1"),
+        (GIVEN | {"n_experts": 2, "top_k": 3}, "family.top_k = 3: must be from 1 to n_experts = 2"),
+        (GIVEN | {"n_experts": 0}, "family.n_experts = 0: must be at least 1, or None for a dense MLP"),
         (
             GIVEN | {"vocab_per_d_model": 0.3},
             "family.vocab_per_d_model = 0.3: must be a multiple of 1 / head_dim = 1 / 32",

@@ -11,7 +11,7 @@ from wane.scaling import model
 from wane.scaling.edit import SITES, Edit
 from wane.scaling.quantize import IDENTITY_BITS
 
-SHAPES_EDITED = ("llama", "norm after", "no residual", "grouped queries", "all at once")
+SHAPES_EDITED = ("llama", "norm after", "no residual", "grouped queries", "experts", "all at once")
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -40,14 +40,14 @@ def test_an_edit_agrees_with_numpy(option):
     assert_close(logits, reference.forward(params, tokens, shape, edit=edit))
 
 
-@pytest.mark.parametrize("field", random_edit(shape_of("llama")))
+@pytest.mark.parametrize("field", random_edit(shape_of("experts")))
 def test_each_field_of_edit_acts_alone_as_in_numpy(field):
-    shape = shape_of("llama")
+    shape = shape_of("experts")
     params, tokens, edit = random_params(shape), random_tokens(shape), random_edit(shape)
     plain = reference.forward(params, tokens, shape)
     expected = reference.forward(params, tokens, shape, edit={field: edit[field]})
     assert np.abs(expected - plain).max() > 0.01 * np.abs(plain).max()
-    one = neutral_edit(params, edit) | {field: edit[field]}
+    one = neutral_edit(params, edit, shape.top_k) | {field: edit[field]}
     assert_close(forward(params, tokens, shape, Edit(**one))[0], expected)
 
 
@@ -112,6 +112,7 @@ def test_parameter_counts_are_those_of_the_tree(option):
     assert sum(sizes.values()) == counts["total"]
     assert sizes["blocks"] + sizes.get("final_norm", 0) == counts["non_embedding"]
     assert matrices == counts["blocks"]
+    assert counts["router"] == params["blocks"].get("router", np.zeros(0)).size
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(params))
 
 

@@ -1,4 +1,4 @@
-"""The model against other programs: vectors of a toy decoder, and Llama of the transformers library."""
+"""The model against other programs: vectors of a toy decoder, Llama and Mixtral of the transformers library."""
 
 from pathlib import Path
 
@@ -61,31 +61,50 @@ def test_llama_of_transformers_gives_the_same_logits(tied, n_kv_heads, norm_eps,
         tied_embeddings=tied, norm_eps=norm_eps, rope_theta=rope_theta, parametrization=STANDARD,
     )  # fmt: skip
     params, tokens = random_params(shape), random_tokens(shape)
-    llama = build_llama(shape, params)
     with torch.no_grad():
-        expected = llama(torch.tensor(np.asarray(tokens, np.int64))).logits.numpy()
+        expected = theirs(shape, params)(torch.tensor(np.asarray(tokens, np.int64))).logits.numpy()
     logits, _ = forward(params, tokens, shape)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def build_llama(shape, params):
-    """LlamaForCausalLM holding `params`; every one of its tensors must be filled."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=shape.vocab, hidden_size=shape.d_model, intermediate_size=shape.d_ff,
-        num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, rms_norm_eps=shape.norm_eps,
-        rope_theta=shape.rope_theta, tie_word_embeddings=shape.tied_embeddings,
-        max_position_embeddings=shape.context, attention_bias=False, mlp_bias=False,
+@pytest.mark.parity
+@pytest.mark.parametrize(("n_experts", "top_k"), [(4, 2), (5, 1), (3, 3)])
+def test_mixtral_of_transformers_gives_the_same_logits(n_experts, top_k):
+    torch = pytest.importorskip("torch")
+    shape = Shape(
+        d_model=32, n_layers=3, n_heads=4, head_dim=8, n_kv_heads=2, d_ff=44, vocab=50, context=24,
+        n_experts=n_experts, top_k=top_k, parametrization=STANDARD,
     )  # fmt: skip
-    llama = transformers.LlamaForCausalLM(config).eval()
-    missing, unexpected = llama.load_state_dict(llama_state(shape, params, torch), strict=False)
+    params, tokens = random_params(shape), random_tokens(shape)
+    with torch.no_grad():
+        expected = theirs(shape, params)(torch.tensor(np.asarray(tokens, np.int64))).logits.numpy()
+    logits, _ = forward(params, tokens, shape)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def theirs(shape, params):
+    """LlamaForCausalLM or MixtralForCausalLM holding `params`; every one of its tensors must be filled."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers", "5")
+    options = {
+        "vocab_size": shape.vocab, "hidden_size": shape.d_model, "intermediate_size": shape.d_ff,
+        "num_hidden_layers": shape.n_layers, "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim, "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta, "tie_word_embeddings": shape.tied_embeddings,
+        "max_position_embeddings": shape.context,
+    }  # fmt: skip
+    if shape.n_experts is None:
+        config = transformers.LlamaConfig(**options, attention_bias=False, mlp_bias=False)
+        model = transformers.LlamaForCausalLM(config)
+    else:
+        experts = {"num_local_experts": shape.n_experts, "num_experts_per_tok": shape.top_k}
+        model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**options, **experts))
+    missing, unexpected = model.load_state_dict(state(shape, params, torch), strict=False)
     assert not unexpected
     assert not [name for name in missing if not (shape.tied_embeddings and name == "lm_head.weight")]
-    return llama
+    return model.eval()
 
 
-def llama_state(shape, params, torch):
+def state(shape, params, torch):
     def tensor(array):
         return torch.tensor(np.asarray(array))
 
@@ -96,11 +115,20 @@ def llama_state(shape, params, torch):
     if not shape.tied_embeddings:
         state["lm_head.weight"] = tensor(params["unembed"].T)
     for layer in range(shape.n_layers):
-        blocks = {name: tensor(np.asarray(leaf[layer]).T) for name, leaf in params["blocks"].items()}
+        blocks = {name: np.asarray(leaf[layer]).swapaxes(-1, -2) for name, leaf in params["blocks"].items()
+                  if leaf.ndim > 2}  # fmt: skip
         prefix = f"model.layers.{layer}"
-        state[f"{prefix}.input_layernorm.weight"] = blocks["attn_norm_scale"]
-        state[f"{prefix}.post_attention_layernorm.weight"] = blocks["mlp_norm_scale"]
-        for name in shape.matrices:
-            part = "self_attn" if name in "qkvo" else "mlp"
-            state[f"{prefix}.{part}.{PROJECTIONS[name]}.weight"] = blocks[name]
+        state[f"{prefix}.input_layernorm.weight"] = tensor(params["blocks"]["attn_norm_scale"][layer])
+        state[f"{prefix}.post_attention_layernorm.weight"] = tensor(params["blocks"]["mlp_norm_scale"][layer])
+        state |= {f"{prefix}.self_attn.{n}_proj.weight": tensor(blocks[n]) for n in "qkvo"}
+        if shape.n_experts is None:
+            state |= {f"{prefix}.mlp.{n}_proj.weight": tensor(blocks[n]) for n in ("gate", "up", "down")}
+        else:
+            state |= {
+                f"{prefix}.mlp.gate.weight": tensor(blocks["router"]),
+                f"{prefix}.mlp.experts.gate_up_proj": tensor(
+                    np.concatenate([blocks["gate"], blocks["up"]], 1)
+                ),
+                f"{prefix}.mlp.experts.down_proj": tensor(blocks["down"]),
+            }
     return state

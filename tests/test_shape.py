@@ -73,6 +73,7 @@ def test_param_counts_equal_the_real_tree(options, position):
         {"tied_embeddings": True},
         {"n_layers": 5},
         {"d_model": 48},
+        {"n_experts": 3, "top_k": 2},
     ],
     ids=str,
 )
@@ -80,9 +81,19 @@ def test_flops_equal_the_products_of_the_traced_program(options):
     shape = dataclasses.replace(SMALL, **options)
     tokens = BATCH * shape.context
     forward = jax.make_jaxpr(lambda p, t: loss(p, t, shape))(*abstract(shape))
-    assert product_flops(forward.jaxpr) == tokens * shape.flops_per_token()
+    assert product_flops(forward.jaxpr) == tokens * shape.flops_per_token(all_experts=True)
     gradient = jax.make_jaxpr(jax.grad(lambda p, t: loss(p, t, shape)))(*abstract(shape))
-    assert product_flops(gradient.jaxpr) == tokens * shape.flops_per_token(backward=True)
+    assert product_flops(gradient.jaxpr) == tokens * shape.flops_per_token(backward=True, all_experts=True)
+
+
+def test_flops_of_a_token_count_the_experts_that_it_visits():
+    """As many as a dense MLP of the same visited width, and the router's."""
+    experts = dataclasses.replace(SMALL, n_experts=5, top_k=2)
+    dense = dataclasses.replace(SMALL, d_ff=2 * SMALL.d_ff)
+    router = 2 * SMALL.n_layers * SMALL.d_model * 5
+    assert experts.flops_per_token() == dense.flops_per_token() + router
+    assert dense.flops_per_token(all_experts=True) == dense.flops_per_token()
+    assert experts.param_counts()["active"] == dense.param_counts()["non_embedding"] + router // 2
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
@@ -128,6 +139,8 @@ def test_init_std_and_multipliers():
     [
         ({"d_ff": 0}, r"shape\.d_ff = 0: must be at least 1"),
         ({"head_dim": 7}, r"shape\.head_dim = 7: must be even"),
+        ({"top_k": 2}, r"shape\.top_k = 2: read with n_experts only"),
+        ({"n_experts": 2, "top_k": 3}, r"shape\.top_k = 3: must be from 1 to n_experts = 2"),
         ({"n_kv_heads": 3}, r"shape\.n_kv_heads = 3: must divide n_heads = 4"),
     ],
 )

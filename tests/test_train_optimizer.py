@@ -18,7 +18,8 @@ STEPS = 10
 def shape_of(name, residual_exponent):
     p = Parametrization(name=name, base_d_model=8, base_n_layers=2, residual_exponent=residual_exponent)
     return Shape(
-        d_model=24, n_layers=3, n_heads=2, head_dim=4, d_ff=12, vocab=16, context=8, qk_norm=True, parametrization=p
+        d_model=24, n_layers=3, n_heads=2, head_dim=4, d_ff=12, vocab=16, context=8, qk_norm=True, n_experts=2,
+        parametrization=p,
     )  # fmt: skip
 
 
@@ -33,6 +34,8 @@ def table(path, name, alpha):
     m_N, m_L = (3.0, 1.5) if name == "complete-p" else (1.0, 1.0)
     if path.split("/")[-1] in ("q", "k", "v", "o", "gate", "up", "down"):
         return m_L ** (alpha - 1) / m_N, m_N, m_L**-alpha / m_N
+    if path.endswith("router"):  # an output weight without the unembedding's multiplier 1 / m_N
+        return m_L ** (alpha - 1) / m_N, m_N, m_L**-alpha
     if path.startswith("blocks"):
         return m_L ** (alpha - 1), 0.0, m_L**-alpha / m_N
     return 1.0, float("embed" in path), 1 / m_N

@@ -17,7 +17,7 @@ class Train:
     """
 
     tokens: int | None = None
-    tokens_per_param: float | None = 20.0  # per non-embedding parameter
+    tokens_per_param: float | None = 20.0  # per non-embedding parameter, of experts all
     batch_size: int = 16  # sequences
     lr: float = 2**-7  # peak of the schedule
     schedule: Literal["cosine", "wsd"] = "cosine"
@@ -28,6 +28,7 @@ class Train:
     eps: float = 1e-8
     weight_decay: float = 0.1  # decoupled: multiplied by the learning rate; matrices and embeddings only
     clip: float = 1.0  # largest global gradient norm
+    load_balance: float = 0.01  # coefficient of the load-balancing loss; read with experts only
     log_every: int = 10  # steps
     checkpoints: int = 4  # evenly spaced, to resume from; the newest two stay
 
@@ -56,8 +57,9 @@ class Train:
             )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas = {self.betas}: must be two numbers in [0, 1)")
-        if self.weight_decay < 0:
-            raise ValueError(f"train.weight_decay = {self.weight_decay}: must not be negative")
+        for field in ("weight_decay", "load_balance"):
+            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
+                raise ValueError(f"train.{field} = {getattr(self, field)}: must be 0 or a positive number")
 
     def steps(self, shape: Shape, context: int) -> int:
         """Optimizer steps that spend the budget at batch_size * context target tokens per step, rounded up."""

@@ -56,9 +56,10 @@ class Logbook(ExitStack):
             self._since = (time.perf_counter(), self.step)
 
     def write(self) -> None:
-        """A log point: one row per member (loss: mean since the last one), divergence, progress."""
+        """A log point: one row per member (loss and imbalance: means since the last one), divergence, progress."""
         host = jax.device_get(self._window)
-        losses_R = np.mean([m["loss"] for m in host], axis=0, dtype=np.float64).tolist()
+        losses_R = _mean(host, "loss")
+        imbalance_R = _mean(host, "imbalance") if "imbalance" in host[0] else None
         tokens_per_step = self.run.train.batch_size * self.run.shape.context
         rate = self._rate(tokens_per_step)
         for r, journal in self.journals.items():
@@ -70,6 +71,8 @@ class Logbook(ExitStack):
                 "lr": float(host[-1]["lr"][r]),
                 "tokens_per_s": rate,
             }
+            if imbalance_R is not None:
+                row["imbalance"] = imbalance_R[r]
             journal.write(row)
             self._watch(r, row)
         self._window = []
@@ -87,3 +90,8 @@ class Logbook(ExitStack):
         reason = f"loss {row['loss']:g}, gradient norm {row['grad_norm']:g} at learning rate {row['lr']:g}"
         self.diverged[r] = Outcome(status="diverged", step=row["step"], reason=reason)
         write_outcome(self.members[r], self.diverged[r])
+
+
+def _mean(window: list[dict[str, np.ndarray]], name: str) -> list[float]:
+    """A metric's mean over steps, per replica."""
+    return np.mean([metrics[name] for metrics in window], axis=0, dtype=np.float64).tolist()

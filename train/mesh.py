@@ -46,6 +46,7 @@ def state_sharding(mesh: Mesh, state_R: Any) -> Any:
 
     Matrices, their moments and masks, [R, ..., I, O], are split over "model" on the axis that keeps a block to
     one exchange per sublayer, on the other one where that does not divide, and not at all where neither does.
+    Experts are split each like a dense MLP; the router, which every device needs whole, is not.
     """
 
     def leaf_sharding(path, leaf):
@@ -58,7 +59,7 @@ def state_sharding(mesh: Mesh, state_R: Any) -> Any:
 def _model_axis(name: str | None, size: tuple[int, ...], ways: int) -> tuple[str | None, ...]:
     """ "model" at the axis of one replica's leaf that is split."""
     axes: list[str | None] = [None] * len(size)
-    matrix = name in ("embed", "unembed") or len(size) == 3
+    matrix = name in ("embed", "unembed") or len(size) >= 3 and name != "router"
     order = (-2, -1) if name in READS_MODEL_AXIS else (-1, -2)
     divisible = [axis for axis in order if matrix and size[axis] % ways == 0]
     if divisible:

@@ -24,6 +24,11 @@ def groups(shape: Shape) -> dict[str, Group]:
     parametrisation, where norms still have no decay.
 
     The table leaves the final norm's epsilon open: it is read by the unembedding and takes that one's.
+
+    router: [d_model, n_experts] has one infinite side, its input, and so is an output weight, like the
+    unembedding (Malasnicki et al. 2025, arXiv 2508.09752).  The unembedding divides its product by m_N; here the
+    equivalent is in the weight: initial values and learning rate over m_N, weight decay times m_N, and a
+    gradient m_N times as large, m_L^-alpha as of everything in a block.
     """
     p = shape.parametrization
     m_N, m_L, alpha = p.width_ratio(shape.d_model), p.depth_ratio(shape.n_layers), p.residual_exponent
@@ -31,6 +36,7 @@ def groups(shape: Shape) -> dict[str, Group]:
     block_eps, edge_eps = 1 / m_N * m_L**-alpha, 1 / m_N
     return {
         "matrix": Group(lr=depth_lr / m_N, weight_decay=m_N, eps=block_eps),
+        "router": Group(lr=depth_lr / m_N, weight_decay=m_N, eps=m_L**-alpha),
         "block_norm": Group(lr=depth_lr, weight_decay=0.0, eps=block_eps),
         "embedding": Group(lr=1.0, weight_decay=1.0, eps=edge_eps),
         "final_norm": Group(lr=1.0, weight_decay=0.0, eps=edge_eps),
@@ -41,7 +47,7 @@ def group_of(path: tuple[Any, ...], shape: Shape) -> str:
     """Name of the group of the parameter at a path of jax.tree_util keys."""
     top, leaf = path[0].key, path[-1].key
     if top == "blocks":
-        return "matrix" if leaf in shape.matrices else "block_norm"
+        return "matrix" if leaf in shape.matrices else "router" if leaf == "router" else "block_norm"
     return {"embed": "embedding", "unembed": "embedding", "final_norm": "final_norm"}[top]
 
 

@@ -8,7 +8,7 @@ import optax
 from jax import Array, lax
 
 from wane.scaling.edit import Params
-from wane.scaling.model import apply, init_params, nll
+from wane.scaling.model import Inner, apply, init_params, nll
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.mask import Mask, masked
@@ -33,22 +33,42 @@ def init_state(key: Array, shape: Shape, train: Train, mask: Mask | None = None)
     return State(params, optimizer(shape, train, 1).init(params), jnp.int32(0), mask)
 
 
-def loss(params: Params, tokens_BT: Array, shape: Shape) -> Array:
-    """Mean negative log-likelihood per target token, in nats."""
-    output = apply(params, tokens_BT[:, :-1], shape)
-    return jnp.mean(nll(params, output.x_BSD, tokens_BT, shape))
+def objective(
+    params: Params, tokens_BT: Array, shape: Shape, load_balance: float
+) -> tuple[Array, dict[str, Array]]:
+    """(what is minimised, what it is made of): the mean negative log-likelihood per target token in nats,
+    `loss`, and with experts load_balance times `imbalance`."""
+    x_BSD, inner = apply(params, tokens_BT[:, :-1], shape)
+    value = jnp.mean(nll(params, x_BSD, tokens_BT, shape))
+    if shape.n_experts is None:
+        return value, {"loss": value}
+    uneven = imbalance(inner)
+    return value + load_balance * uneven, {"loss": value, "imbalance": uneven}
+
+
+def imbalance(inner: Inner) -> Array:
+    """E sum_e f_e P_e, mean over layers (Fedus et al. 2022, arXiv 2101.03961, eq. 4 to 6): 1 where experts serve
+    equally many tokens, E where one serves all (with top k, E / k).
+
+    f_e: share of all (token, chosen expert) pairs of the batch, P_e: mean router probability.
+    """
+    probability_LE = jnp.mean(inner["router"], axis=(1, 2))
+    chosen_LE = jnp.mean(inner["route"] > 0, axis=(1, 2))
+    share_LE = chosen_LE / jnp.sum(chosen_LE, axis=-1, keepdims=True)
+    return jnp.mean(jnp.sum(share_LE * probability_LE, axis=-1)) * probability_LE.shape[-1]
 
 
 def train_step(
     state: State, tokens_BT: Array, lr: Array, *, shape: Shape, train: Train, steps: int
 ) -> tuple[State, dict[str, Array]]:
-    """One update.  Metrics: loss (nats), grad_norm (before the clip), lr (after the schedule)."""
-    value, grads = jax.value_and_grad(loss)(state.params, tokens_BT, shape)
+    """One update.  Metrics: loss (nats), grad_norm (before the clip), lr (after the schedule), with experts
+    imbalance."""
+    grads, parts = jax.grad(objective, has_aux=True)(state.params, tokens_BT, shape, train.load_balance)
     grads = masked(grads, state.mask)  # before the clip: a removed weight must not shrink the others' steps
     updates, opt_state = optimizer(shape, train, steps).update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda w, u: w + lr * u, state.params, updates)
     metrics = {
-        "loss": value,
+        **parts,
         "grad_norm": optax.tree.norm(grads),
         "lr": lr * schedule(train, steps)(state.step),
     }

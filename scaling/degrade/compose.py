@@ -92,5 +92,7 @@ def joined(before: Edit, after: Edit, held: Params) -> Edit:
         elif field in JOIN:
             fields[field] = JOIN[field](one, two)
         else:
-            raise ValueError(f"then: both methods act on {field}; combine methods that act on different things")
+            raise ValueError(
+                f"then: both methods act on {field}; combine methods that act on different things"
+            )
     return Edit(**fields)

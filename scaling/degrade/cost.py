@@ -3,7 +3,6 @@
 Embedding, unembedding and norms are never degraded by these methods and are not counted.
 """
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -22,8 +21,8 @@ Bits = Callable[[Removed, Edit], Array]
 
 
 def cost_of(params: Params, edit: Edit, shape: Shape, bits: Bits) -> Cost:
-    """Cost of an edit; `bits` is the storage model (structured_bits, masked_bits, quantized_bits, full_bits):
-    bits per block weight from the removed entries and the edit."""
+    """Cost of an edit.  bits: bits per block weight from the removed entries and the edit (structured_bits,
+    masked_bits, full_bits, or a method's own)."""
     return compared(params, edit, shape, lambda removed: bits(removed, edit) + bias_bits(edit, shape))
 
 
@@ -59,21 +58,6 @@ def masked_bits(removed: Removed, edit: Edit, *, in_scope: dict[str, np.ndarray]
         bitmap += jnp.sum(jnp.where(removed[name].any((-2, -1)), full, 0))
     weights = jnp.float32(shape.param_counts()["blocks"])
     return structured_bits(removed, edit) + divide(jnp.asarray(bitmap, jnp.float32), weights)
-
-
-def quantized_bits(removed: Removed, edit: Edit, *, group_size: int, zero_point: bool, shape: Shape) -> Array:
-    """Codes of edit.weight_bits, and per scale (one for `group_size` inputs of one output; 0: all inputs) 16
-    bits, with a zero point as many bits more as one code has."""
-    total = shape.param_counts()["blocks"] * jnp.float32(FULL_BITS)
-    for name, bits in (edit.weight_bits or {}).items():
-        inputs = group_size or shape.matrices[name][0]
-        per_scale = bits  # one value for all inputs of an output
-        if bits.shape[-2] > 1:
-            per_scale = bits.reshape(*bits.shape[:-2], -1, inputs, bits.shape[-1]).min(-2)
-        overhead = jnp.where(per_scale < FULL_BITS, FULL_BITS + zero_point * per_scale, 0)
-        saved = FULL_BITS - jnp.mean(bits) - jnp.mean(overhead) / inputs
-        total -= math.prod(shape.full(name)) * saved
-    return total / shape.param_counts()["blocks"]
 
 
 def full_bits(removed: Removed, edit: Edit) -> Array:

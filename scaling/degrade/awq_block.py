@@ -1,0 +1,180 @@
+"""AWQ on one block: what the searches need to know of the calibration data, and the block's new matrices.
+
+Inside a mixture of experts the targets and grids of gate, up and down have a leading axis of experts; the scales
+of gate and up are shared by all experts, which see the same inputs, and judged by the output of the whole MLP.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from wane.scaling import model
+from wane.scaling.degrade.awq_search import (
+    Search,
+    Target,
+    best_scales,
+    clip_limits,
+    diagonal_losses,
+    group_grams,
+    linear_losses,
+    losses_of,
+    round_scaled,
+    spread,
+)
+from wane.scaling.degrade.calibrate import inner_of
+from wane.scaling.degrade.rounding import lift
+from wane.scaling.degrade.sequential import gram
+from wane.scaling.edit import SITES
+from wane.scaling.model import Inner
+from wane.scaling.quantize import Grid
+from wane.scaling.shape import Shape
+
+OUTPUT = {"attn_in": "attn_out", "mlp_in": "mlp_out"}  # by which the matrices of a site are judged together
+NEVER_CLIPPED = ("q", "k")  # their products meet in a softmax
+Blocks = Mapping[str, Array]  # leaves of one block
+
+
+class Statistics(NamedTuple):
+    """Site -> sums over the calibration data.  losses: [n_grid], of sites in OUTPUT; gram: [.., I, I], of the other
+    sites; groups: [.., G, g, g], of the sampled tokens."""
+
+    losses: dict[str, Array]
+    gram: dict[str, Array]
+    groups: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockSearch:
+    """clip_stride: every how many tokens one is seen by the search for ranges; 0: ranges are not clipped."""
+
+    shape: Shape
+    search: Search
+    clip_stride: int
+
+    def solve(
+        self, block: Blocks, targets: Mapping[str, Target], activity: Mapping[str, Array], x_nBSD: Array
+    ) -> tuple[Array, tuple[dict[str, Array], dict[str, Grid]]]:
+        """(the residual stream behind the trained block, (new matrices, their grids)).
+
+        activity: site -> [I], of experts' `down` [E, I].  x_nBSD: batches of the residual stream.
+        """
+        sites = {s: names for s, readers in SITES.items() if (names := [n for n in readers if n in targets])}
+        activity = {
+            site: lift(self.search.activity, activity[site].ndim - 1)(activity[site]) for site in sites
+        }
+        x_nBSD, statistics = self.measure(block, targets, activity, x_nBSD, sites)
+        values, grids = {}, {}
+        for site, names in sites.items():
+            scales = self.scales(site, {n: targets[n] for n in names}, activity[site], statistics)
+            for name in names:
+                experts = targets[name].w_IO.ndim - 2
+                arguments = (targets[name], jnp.broadcast_to(scales, targets[name].w_IO.shape[:-1]))
+                limit = None
+                if self.clip_stride and name not in NEVER_CLIPPED:
+                    limit = lift(self.limits, experts)(*arguments, statistics.groups[site])
+                rounded = lift(lambda t, s, limit=None: round_scaled(t, s, self.search, limit), experts)
+                values[name], grids[name] = rounded(*arguments, *([] if limit is None else [limit]))
+        return x_nBSD, (values, grids)
+
+    def limits(self, target: Target, s_I: Array, gram_Ggg: Array) -> Array:
+        """Limit of |w s| for each weight, [I, O]."""
+        return spread(clip_limits(target, s_I, gram_Ggg, self.search)[0], len(s_I))
+
+    def scales(
+        self, site: str, targets: Mapping[str, Target], activity: Array, statistics: Statistics
+    ) -> Array:
+        """Scales of a site's inputs, of the shape of its activity."""
+        matrices = self.shape.matrices
+        if site == "o_in" and matrices["o"] != matrices["v"]:
+            return jnp.ones_like(activity)
+        own = activity.ndim - 1
+        if self.search.objective == "diagonal":
+            losses = self.diagonal(targets, activity)
+        elif site in OUTPUT:
+            losses = statistics.losses[site]
+        else:
+            (target,) = targets.values()
+            losses = lift(lambda t, g, a: linear_losses(t, g, a, self.search), own)(
+                target, statistics.gram[site], activity
+            )
+        return lift(lambda l, a: best_scales(l, a, self.search.ratios), own)(losses, activity)
+
+    def diagonal(self, targets: Mapping[str, Target], activity: Array) -> Array:
+        """Losses of all matrices that share these scales together."""
+        total = 0
+        for target in targets.values():
+            shared = target.w_IO.ndim - 1 - activity.ndim  # experts that share their activity
+
+            def losses(t: Target, a: Array) -> Array:
+                return diagonal_losses(t, a, self.search)
+
+            over = jax.vmap(losses, in_axes=(0, None)) if shared else lift(losses, activity.ndim - 1)
+            value = over(target, activity)
+            total = total + (value.sum(0) if shared else value)
+        return total
+
+    def measure(
+        self,
+        block: Blocks,
+        targets: Mapping[str, Target],
+        activity: Mapping[str, Array],
+        x_nBSD: Array,
+        sites: Mapping[str, list[str]],
+    ) -> tuple[Array, Statistics]:
+        """(the residual stream behind the block, statistics): one pass over the calibration data."""
+
+        def of_batch(n: Array, x_BSD: Array) -> tuple[Array, Statistics]:
+            after_BSD, inner, _ = model.block(block, x_BSD, self.shape)
+            judged = [s for s in sites if s in OUTPUT and self.search.objective == "output"]
+            losses = {
+                site: self.output_losses(
+                    site, block, {name: targets[name] for name in sites[site]}, activity[site], x_BSD
+                )
+                for site in judged
+            }
+            return after_BSD, Statistics(losses, *self.grams(inner, n, sites))
+
+        def step(total, batch):
+            after_BSD, statistics = of_batch(*batch)
+            return jax.tree.map(jnp.add, total, statistics), after_BSD
+
+        batches = (jnp.arange(len(x_nBSD)), x_nBSD)
+        shapes = jax.eval_shape(lambda: of_batch(*jax.tree.map(lambda a: a[0], batches))[1])
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        statistics, x_nBSD = lax.scan(step, zeros, batches)
+        return x_nBSD, statistics
+
+    def output_losses(
+        self, site: str, block: Blocks, targets: Mapping[str, Target], activity_I: Array, x_BSD: Array
+    ) -> Array:
+        def output(weights: Mapping[str, Array]) -> Array:
+            return model.block({**block, **weights}, x_BSD, self.shape)[1][OUTPUT[site]]
+
+        def rounded(s_I: Array) -> dict[str, Array]:
+            return {
+                name: lift(lambda t: round_scaled(t, s_I, self.search)[0], target.w_IO.ndim - 2)(target)
+                for name, target in targets.items()
+            }
+
+        weights = {name: target.w_IO for name, target in targets.items()}
+        return losses_of(output, weights, rounded, activity_I, self.search.ratios)
+
+    def grams(self, inner: Inner, n: Array, sites: Mapping[str, list[str]]) -> tuple[dict, dict]:
+        """(Statistics.gram, Statistics.groups) of batch n."""
+        whole, groups = {}, {}
+        for site in sites:
+            x = inner_of(inner, site, self.shape)
+            leading = x.ndim - 2
+            if site not in OUTPUT and self.search.objective == "output":
+                whole[site] = lift(gram, leading)(x)
+            if self.clip_stride:
+                position_T = n * x.shape[-2] + np.arange(x.shape[-2])
+                x = jnp.where(position_T[:, None] % self.clip_stride == 0, x, 0)
+                size = self.search.group_size or x.shape[-1]
+                groups[site] = lift(lambda x_TI, size=size: group_grams(x_TI, size), leading)(x)
+        return whole, groups

@@ -10,7 +10,7 @@ from degrade_cases import SHAPES, tokens, trained
 
 from wane.scaling import model
 from wane.scaling.degrade.contract import Scope, Where
-from wane.scaling.degrade.sequential import gram, rewrite, walk
+from wane.scaling.degrade.sequential import gram, rewrite
 from wane.scaling.edit import SITES
 from wane.scaling.shape import Shape
 
@@ -19,14 +19,14 @@ def second_moments(x_TI):
     return gram(x_TI), jnp.sum(jnp.any(x_TI != 0, axis=-1), dtype=jnp.int32)
 
 
-def shrink(weights, statistics, aux):
-    """Each input is scaled by its share of the largest second moment: depends on every statistic."""
+def shrink(weights, statistics, inside):
+    """Each input is scaled by its own root mean square: depends on every statistic."""
     moments, count = statistics
     size_I = jnp.sqrt(jnp.diagonal(moments) / jnp.maximum(count, 1))
-    return {name: w_IO * (aux * size_I / (1 + size_I))[:, None] for name, w_IO in weights.items()}
+    return {name: w_IO * (1.5 * size_I / (1 + size_I))[:, None] for name, w_IO in weights.items()}, {}
 
 
-def in_numpy(params, tokens_NT, shape, aux_L, chosen, true_sequential):
+def in_numpy(params, tokens_NT, shape, chosen, true_sequential):
     """Blocks one by one: inputs of each site from a forward of the blocks as they stand, then shrink, by loops."""
     blocks = {name: np.array(leaf) for name, leaf in params["blocks"].items()}
     stages = [[site] for site in SITES] if true_sequential else [list(SITES)]
@@ -37,7 +37,7 @@ def in_numpy(params, tokens_NT, shape, aux_L, chosen, true_sequential):
             for site in stage:
                 for name in (n for n in SITES[site] if n in shape.matrices):
                     if l in chosen:
-                        scale(blocks[name], l, site, name, inner, aux_L[l], shape)
+                        scale(blocks[name], l, site, name, inner, shape)
     return {name: blocks[name] for name in shape.matrices}
 
 
@@ -47,20 +47,20 @@ def forward_inner(params, tokens_NS, shape):
     return {name: inner[name] for name in (*SITES, *(("route",) if shape.n_experts else ()))}
 
 
-def scale(w, l, site, name, inner, aux, shape):
+def scale(w, l, site, name, inner, shape):
     x = np.asarray(inner[site][l], np.float64)
     if len(shape.lead(name)) == 1:
-        w[l] *= factors(x.reshape(-1, x.shape[-1]), aux)[:, None]
+        w[l] *= factors(x.reshape(-1, x.shape[-1]))[:, None]
         return
     for e in range(shape.n_experts):
         serves = np.asarray(inner["route"][l, ..., e]) > 0
         mine = x[serves] if site == "mlp_in" else x[serves][:, e]
-        w[l, e] *= factors(mine, aux)[:, None]
+        w[l, e] *= factors(mine)[:, None]
 
 
-def factors(x_TI, aux):
+def factors(x_TI):
     size = np.sqrt((x_TI**2).sum(0) / max(len(x_TI), 1))
-    return aux * size / (1 + size)
+    return 1.5 * size / (1 + size)
 
 
 @pytest.mark.parametrize("true_sequential", [False, True])
@@ -68,18 +68,17 @@ def factors(x_TI, aux):
 def test_rewrite_is_a_loop_over_blocks_sites_and_experts(name, true_sequential):
     shape = SHAPES[name]
     params, tokens_NT, chosen = trained(shape), tokens(shape), {1}
-    aux_L = jnp.linspace(1.0, 2.0, shape.n_layers)
     scope = Scope().weights(shape)
 
     @jax.jit
     def run(where):
         return rewrite(
-            params, tokens_NT, shape, scope, where, aux_L, measure=second_moments, solve=shrink,
+            params, tokens_NT, shape, scope, where, measure=second_moments, solve=shrink,
             true_sequential=true_sequential,
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     for where, chosen in ((Where.everywhere(shape), set(range(shape.n_layers))), (Where.only(shape, 1), {1})):
-        expected = in_numpy(params, np.asarray(tokens_NT), shape, aux_L, chosen, true_sequential)
+        expected = in_numpy(params, np.asarray(tokens_NT), shape, chosen, true_sequential)
         for matrix, w in run(where).items():
             np.testing.assert_allclose(w, expected[matrix], rtol=2e-4, atol=1e-6, err_msg=matrix)
     assert run._cache_size() == 1
@@ -95,35 +94,11 @@ def test_an_expert_that_serves_no_token_has_no_statistics():
     params = {**params, "blocks": blocks}
     scope = Scope(matrices=("up", "down")).weights(shape)
     seen = rewrite(
-        params, tokens(shape), shape, scope, Where.everywhere(shape), jnp.ones(shape.n_layers),
-        measure=second_moments, solve=shrink,
-    )  # fmt: skip
+        params, tokens(shape), shape, scope, Where.everywhere(shape), measure=second_moments, solve=shrink
+    )[0]
     assert set(seen) == {"up", "down"}
     for w in seen.values():
         np.testing.assert_array_equal((np.asarray(w) != 0).any((2, 3)), [[True, True, False, False]] * 2)
-
-
-def test_a_walk_that_does_not_propagate_sees_the_trained_model():
-    shape = SHAPES["mha-swiglu"]
-    params, tokens_NT = trained(shape), tokens(shape)
-    inner = forward_inner(params, tokens_NT[:, :-1], shape)
-
-    def record(propagate):
-        def modify(layer, sums, aux_l, stage):
-            return layer._replace(params={**layer.params, "o": layer.params["o"] * 0, "q": sums})
-
-        layers = walk(
-            params, tokens_NT, shape, (), measure=lambda inner, _: gram(inner["mlp_in"].reshape(-1, shape.d_model)),
-            modify=modify, propagate=propagate,
-        )  # fmt: skip
-        return layers.params["q"]
-
-    x = np.asarray(inner["mlp_in"], np.float64).reshape(shape.n_layers, -1, shape.d_model)
-    expected = np.einsum("lti,ltj->lij", x, x)
-    kept, moved = record(False), record(True)
-    np.testing.assert_allclose(kept, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(moved[0], expected[0], rtol=1e-4, atol=1e-4)
-    assert np.abs(moved[2] - expected[2]).max() > 0.1
 
 
 @pytest.mark.parametrize("experts", [{}, {"n_experts": 4, "top_k": 2, "d_ff": 256}])
@@ -147,9 +122,9 @@ def test_memory_of_a_walk_over_ten_million_parameters(experts):
 
     def run(params, tokens_NT):
         return rewrite(
-            params, tokens_NT, shape, Scope().weights(shape), Where.everywhere(shape), jnp.ones(shape.n_layers),
+            params, tokens_NT, shape, Scope().weights(shape), Where.everywhere(shape),
             measure=second_moments, solve=shrink,
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     stats = jax.jit(run).lower(params, tokens_NT).compile().memory_analysis()
     peak = stats.temp_size_in_bytes + stats.argument_size_in_bytes + stats.output_size_in_bytes

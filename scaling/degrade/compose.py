@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from wane.scaling.degrade.cost import FULL_BITS, compared
 from wane.scaling.edit import Edit, Params, fold, merge
 from wane.scaling.shape import Shape
 
+BY_NAME = ("activation_bits", "activation_absmax", "cache_bits", "cache_range")
 FOLDED = ("params", "head_LH", "neuron_LF")  # of the first method: in the weights that the second changes
 JOIN = {"attn_L": jnp.multiply, "mlp_L": jnp.multiply, "residual_XD": jnp.multiply}
 JOIN |= {"expert_LE": jnp.logical_and, "active_L": jnp.minimum, "residual_map": jnp.matmul}
@@ -79,13 +81,13 @@ def joined(before: Edit, after: Edit, held: Params) -> Edit:
 
     Raises ValueError where both act on the same thing in a way that cannot be joined.
     """
-    fields = {"params": held, "before": before}
+    fields: dict[str, Any] = {"params": held, "before": before}
     for field in (f.name for f in dataclasses.fields(Edit) if f.name not in fields):
         one = None if field in FOLDED else getattr(before, field)
         two = getattr(after, field)
         if one is None or two is None or field in ("weight_bits", "weight_grid"):
             fields[field] = one if two is None else two
-        elif field in ("activation_bits", "activation_absmax", "cache_bits") and not set(one) & set(two):
+        elif field in BY_NAME and not set(one) & set(two):
             fields[field] = {**one, **two}
         elif field == "bias":
             fields[field] = {n: one.get(n, 0) + two.get(n, 0) for n in {**one, **two}}

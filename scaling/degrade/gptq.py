@@ -1,23 +1,19 @@
 """GPTQ: weights rounded one input after another, the later inputs of each output making up for the errors."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from wane.scaling.degrade.calibrate import inner_of
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Promises, Scope, Where, bits_of
 from wane.scaling.degrade.cost import FULL_BITS, cost_of
 from wane.scaling.degrade.gptq_matrix import quantize
 from wane.scaling.degrade.hessian import check_solver
-from wane.scaling.degrade.rounding import check_groups, hold_grid, lift, stored_bits, weight_bits
+from wane.scaling.degrade.rounding import check_groups, hold_grid, stored_bits, weight_bits
 from wane.scaling.degrade.rtn import RTN_BITS
-from wane.scaling.degrade.sequential import Layer, gram, walk
-from wane.scaling.degrade.touched import Matrices, filled, touched
-from wane.scaling.edit import SITES, Edit, Params
+from wane.scaling.degrade.sequential import gram, rewrite
+from wane.scaling.edit import Edit, Params
 from wane.scaling.quantize import Grid, Scheme, round_to, straight_through
 from wane.scaling.shape import Shape
 
@@ -68,10 +64,10 @@ def gptq(
         bits = bits_of(severity)
 
         def solve(weights, hessian_II, inside):
-            return solver(weights, filled(inside, weights), hessian_II * (2 / len(tokens_NT)), bits)
+            return solver(weights, inside, hessian_II * (2 / len(tokens_NT)), bits)
 
-        frozen, regions = lax.stop_gradient(params), touched(in_scope, where, shape)
-        new, grids = round_blocks(frozen, tokens_NT, shape, regions, solve, true_sequential)
+        walked = functools.partial(rewrite, params, tokens_NT, shape, in_scope, where)
+        new, grids = walked(measure=gram, solve=solve, true_sequential=true_sequential)
         widths = weight_bits(bits, in_scope, where, shape)
         return Edit(
             params={"blocks": {n: straight_through(params["blocks"][n], w) for n, w in new.items()}},
@@ -117,34 +113,3 @@ def gptq(
 def with_bits(grid: Grid, bits: Array, lead: tuple[int, ...]) -> Grid:
     """bits of each weight, 16 where it keeps its trained value, with all leading axes of the matrix."""
     return grid._replace(bits=jnp.broadcast_to(bits, (*lead, *bits.shape[-2:])))
-
-
-def round_blocks(
-    params: Params,
-    tokens_NT: Array,
-    shape: Shape,
-    inside: dict[str, Array],
-    solve: Callable[[Matrices, Array, dict[str, Array]], tuple[Matrices, dict[str, Grid]]],
-    true_sequential: bool,
-) -> tuple[dict[str, Array], dict[str, Grid]]:
-    """(new weights, lattices) of every matrix of `inside`, block after block."""
-    sites = {site: [name for name in readers if name in inside] for site, readers in SITES.items()}
-    sites = {site: names for site, names in sites.items() if names}
-
-    def lifted(f, site):
-        return lift(f, len(shape.lead(sites[site][0])) - 1)
-
-    def measure(inner, stage):
-        return {site: lifted(gram, site)(inner_of(inner, site, shape)) for site in stage}
-
-    def modify(layer, hessians, inside, stage):
-        new, grids = {}, dict(layer.edit.weight_grid or {})
-        for site in stage:
-            weights = {name: layer.params[name] for name in sites[site]}
-            part, lattice = lifted(lambda w, h: solve(w, h, inside), site)(weights, hessians[site])
-            new, grids = new | part, grids | lattice
-        return Layer({**layer.params, **new}, dataclasses.replace(layer.edit, weight_grid=grids))
-
-    stages = tuple((site,) for site in sites) if true_sequential else (tuple(sites),)
-    layers = walk(params, tokens_NT, shape, inside, measure=measure, modify=modify, stages=stages)
-    return {name: layers.params[name] for name in inside}, layers.edit.weight_grid

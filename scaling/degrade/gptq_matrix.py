@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.scaling.degrade.hessian import compensate, in_order, join, part, pose
-from wane.scaling.degrade.touched import Matrices
+from wane.scaling.degrade.sequential import Matrices
 from wane.scaling.quantize import IDENTITY_BITS, Grid, Scheme, find_grid, round_to
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wane.scaling.degrade.touched import Matrices
+from wane.scaling.degrade.sequential import Matrices
 from wane.scaling.quantize import divide
 
 State = Any  # a pytree: what a method carries from input to input

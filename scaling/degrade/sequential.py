@@ -4,8 +4,9 @@ One scan over layers.  In memory stand the residual stream of the calibration se
 batch of activations; a call costs two forwards of the calibration set (one more per further stage).
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from wane.scaling.degrade.calibrate import BATCH, inner_of
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import SITES, Edit, Params
 from wane.scaling.model import Inner, block, embed
+from wane.scaling.quantize import Grid, straight_through
 from wane.scaling.shape import Shape
 
 
@@ -29,7 +31,7 @@ class Layer(NamedTuple):
 
 Measure = Callable[[Inner, Any], Any]  # (a batch's intermediates, stage) -> statistics, summed over batches
 Modify = Callable[[Layer, Any, Any, Any], Layer]  # (layer, statistics, its slice of aux, stage) -> layer
-Weights = Mapping[str, Array]
+Matrices = dict[str, Array]  # by name
 
 
 def walk(
@@ -41,7 +43,6 @@ def walk(
     measure: Measure,
     modify: Modify,
     stages: tuple = (None,),
-    propagate: bool = True,
     x_NSD: Array | None = None,
     edit: Edit | None = None,
 ) -> Layer:
@@ -49,7 +50,7 @@ def walk(
 
     Per block and stage, `measure` runs over batches of the calibration sequences with the block as it stands
     (inputs are made by the blocks before it, modified), then `modify` changes the block.  aux: pytree of arrays
-    with a leading layer axis.  propagate False: the next block's inputs come from the unmodified block (AWQ).
+    with a leading layer axis.
     x_NSD: the stream that enters the first block; None: the embeddings of the tokens.  edit: what acts already,
     as Edit.per_layer() gives it.
     """
@@ -69,12 +70,10 @@ def walk(
         return lax.scan(step, zeros, x_nBSD)[0]
 
     def body(x_nBSD, xs):
-        trained, aux_l = xs
-        layer = trained
+        layer, aux_l = xs
         for stage in stages:
             layer = modify(layer, total(layer, x_nBSD, stage), aux_l, stage)
-        after = layer if propagate else trained
-        return lax.map(lambda x_BSD: run(after, x_BSD)[0], x_nBSD), layer
+        return lax.map(lambda x_BSD: run(layer, x_BSD)[0], x_nBSD), layer
 
     layers = Layer(params["blocks"], edit or Edit())
     return lax.scan(body, x_nBSD, (layers, aux))[1]
@@ -86,51 +85,57 @@ def rewrite(
     shape: Shape,
     in_scope: dict[str, np.ndarray],
     where: Where,
-    aux: Any = (),
     *,
     measure: Callable[[Array], Any],
-    solve: Callable[[Weights, Any, Any], Weights],
+    solve: Callable[[Matrices, Any, Matrices], tuple[Matrices, dict[str, Grid]]],
     true_sequential: bool = False,
-) -> dict[str, Array]:
-    """Matrix name -> new weights [.., I, O] of every matrix in scope.
+) -> tuple[Matrices, dict[str, Grid]]:
+    """(new weights [.., I, O], lattices) of every matrix in scope, by name.
 
     measure(x_TI) -> statistics of the inputs of one site's matrices, in f32, summed over batches.
-    solve({name: w_IO}, statistics, aux of the layer) -> {name: new w_IO} for the matrices in scope that share
-    these inputs; both are lifted over experts.  Only entries in scope that `where` selects change.
+    solve({name: w_IO}, statistics, {name: bool inside_IO}) -> ({name: new w_IO}, {name: Grid}) for the matrices in
+    scope that share these inputs (a method without lattices returns {}); lifted over experts.  inside: in scope
+    and selected by `where`; nothing else changes.
     true_sequential: the matrices of a later site see the inputs that the earlier ones of the block make after
     their change; else all see the block as it was (the published default).
     """
-    sites = {
-        site: names
-        for site, readers in SITES.items()
-        if (names := tuple(name for name in readers if name in in_scope))
-    }
-    touched = {name: jnp.asarray(mask & where.entries(name, shape)) for name, mask in in_scope.items()}
+    params = lax.stop_gradient(params)
+    sites = {site: [name for name in readers if name in in_scope] for site, readers in SITES.items()}
+    sites = {site: names for site, names in sites.items() if names}
 
-    def lifted(f, name):
-        return jax.vmap(f) if len(shape.lead(name)) == 2 else f
+    def lifted(f: Callable, site: str) -> Callable:
+        return jax.vmap(f) if len(shape.lead(sites[site][0])) == 2 else f
 
-    def measure_sites(inner: Inner, stage) -> dict[str, Any]:
-        return {
-            site: lifted(measure, names[0])(inner_of(inner, site, shape))
-            for site, names in sites.items()
-            if site in stage
-        }
+    def measure_sites(inner: Inner, stage: tuple[str, ...]) -> dict[str, Any]:
+        return {site: lifted(measure, site)(inner_of(inner, site, shape)) for site in stage}
 
-    def modify(layer: Layer, statistics, aux_l, stage) -> Layer:
-        aux_l, touched_l = aux_l
-        new = {}
+    def modify(layer: Layer, statistics: dict, inside: Matrices, stage: tuple[str, ...]) -> Layer:
+        new, grids = {}, dict(layer.edit.weight_grid or {})
         for site in stage:
             weights = {name: layer.params[name] for name in sites[site]}
-            solved = lifted(lambda w, s: solve(w, s, aux_l), sites[site][0])(weights, statistics[site])
-            new |= {name: jnp.where(touched_l[name], solved[name], weights[name]) for name in weights}
-        return layer._replace(params={**layer.params, **new})
+            acts = {name: jnp.broadcast_to(inside[name], shape.matrices[name]) for name in weights}
+            solved, lattice = lifted(lambda w, s, acts=acts: solve(w, s, acts), site)(
+                weights, statistics[site]
+            )
+            new |= {name: jnp.where(acts[name], solved[name], weights[name]) for name in weights}
+            grids |= lattice
+        return Layer({**layer.params, **new}, dataclasses.replace(layer.edit, weight_grid=grids))
 
     stages = tuple((site,) for site in sites) if true_sequential else (tuple(sites),)
-    layers = walk(
-        params, tokens_NT, shape, (aux, touched), measure=measure_sites, modify=modify, stages=stages
-    )
-    return {name: layers.params[name] for name in in_scope}
+    inside = {name: entries(mask, name, where, shape) for name, mask in in_scope.items()}
+    layers = walk(params, tokens_NT, shape, inside, measure=measure_sites, modify=modify, stages=stages)
+    return {name: layers.params[name] for name in in_scope}, layers.edit.weight_grid
+
+
+def entries(mask: np.ndarray, name: str, where: Where, shape: Shape) -> Array:
+    """bool [L, I or 1, O or 1]: entries of a matrix in scope and selected; the same for all experts of a layer."""
+    chosen = jnp.asarray(mask & where.entries(name, shape))
+    return chosen.reshape(len(chosen), *chosen.shape[-2:])
+
+
+def kept(params: Params, new: Matrices) -> Matrices:
+    """new in value; its gradient is that of the trained weight, and 0 where a weight is removed."""
+    return {n: jnp.where(w == 0, 0, straight_through(params["blocks"][n], w)) for n, w in new.items()}
 
 
 def gram(x_TI: Array) -> Array:

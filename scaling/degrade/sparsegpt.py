@@ -15,8 +15,7 @@ from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import count, ranks
 from wane.scaling.degrade.rounding import hold_grid, rounded_edit, stored_bits, weight_bits
 from wane.scaling.degrade.rtn import uniform_grid
-from wane.scaling.degrade.sequential import gram, rewrite
-from wane.scaling.degrade.touched import Matrices, filled, masked, touched
+from wane.scaling.degrade.sequential import Matrices, gram, kept, rewrite
 from wane.scaling.degrade.weights import check_pattern, pattern
 from wane.scaling.edit import Edit, Params
 from wane.scaling.quantize import IDENTITY_BITS, Scheme, divide, find_grid, round_to
@@ -61,13 +60,12 @@ def sparsegpt(
 
     def apply(params: Params, tokens_NT: Array, severity: Array, where: Where, key: Array) -> Edit:
         def solve(weights, hessian_II, inside):
-            return solver(weights, filled(inside, weights), hessian_II * (2 / len(tokens_NT)), severity)
+            return solver(weights, inside, hessian_II * (2 / len(tokens_NT)), severity), {}
 
-        frozen, regions = lax.stop_gradient(params), touched(in_scope, where, shape)
-        walked = functools.partial(rewrite, frozen, tokens_NT, shape, in_scope, where, regions)
-        new = walked(measure=gram, solve=solve, true_sequential=true_sequential)
-        edit = lattice(frozen, severity, where) if quantize_bits else Edit()
-        return dataclasses.replace(edit, params={"blocks": masked(params, new)})
+        walked = functools.partial(rewrite, params, tokens_NT, shape, in_scope, where)
+        new, _ = walked(measure=gram, solve=solve, true_sequential=true_sequential)
+        edit = lattice(lax.stop_gradient(params), severity, where) if quantize_bits else Edit()
+        return dataclasses.replace(edit, params={"blocks": kept(params, new)})
 
     def lattice(params, severity, where):
         bits = jnp.where(severity > 0, quantize_bits, IDENTITY_BITS)

@@ -10,8 +10,7 @@ from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Pr
 from wane.scaling.degrade.cost import cost_of, masked_bits
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import count, ranks
-from wane.scaling.degrade.sequential import rewrite
-from wane.scaling.degrade.touched import filled, masked, touched
+from wane.scaling.degrade.sequential import kept, rewrite
 from wane.scaling.degrade.weights import check_pattern, grouped, pattern
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
@@ -44,16 +43,14 @@ def wanda(
 
     def apply(params: Params, tokens_NT: Array, severity: Array, where: Where, key: Array) -> Edit:
         def solve(weights, energy_I, inside):
-            inside, new = filled(inside, weights), {}
+            new = {}
             for name, w_IO in weights.items():
                 removed_IO = choose(metric(w_IO, energy_I), inside[name], severity)
                 new[name] = jnp.where(removed_IO, 0, w_IO)
-            return new
+            return new, {}
 
-        frozen = lax.stop_gradient(params)
-        regions = touched(in_scope, where, shape)
-        new = rewrite(frozen, tokens_NT, shape, in_scope, where, regions, measure=energy, solve=solve)
-        return Edit(params={"blocks": masked(params, new)})
+        new, _ = rewrite(params, tokens_NT, shape, in_scope, where, measure=energy, solve=solve)
+        return Edit(params={"blocks": kept(params, new)})
 
     def cost(params, edit, severity):
         index = functools.partial(masked_bits, in_scope=in_scope, shape=shape)

@@ -13,7 +13,7 @@ from wane.scaling.degrade.ablation import ablation_effects
 from wane.scaling.degrade.contract import Scope, Where
 from wane.scaling.degrade.fisher_weights import fisher_weights
 from wane.scaling.degrade.gradients import loss, mean_gradient, mean_over_sequences
-from wane.scaling.degrade.stream import batched, sum_over_batches
+from wane.scaling.degrade.stream import batched, over_batches
 from wane.scaling.degrade.taylor_weights import taylor_weights
 from wane.scaling.degrade.units import heads, neurons
 from wane.scaling.degrade.zero_sensitivity import row_effects, unit_effects, zero_sensitivity
@@ -181,4 +181,4 @@ def test_units_of_lowest_effect_go_first(unit):
 def test_batches_cover_all_sequences_once(n, batch, sizes):
     tokens_NT = jnp.arange(n * 3).reshape(n, 3)
     assert batched(tokens_NT, batch).shape == (*sizes, 3)
-    assert sum_over_batches(lambda b: b.sum(), tokens_NT, batch) == tokens_NT.sum()
+    assert over_batches(lambda b: b.sum(), tokens_NT, batch) == tokens_NT.sum()

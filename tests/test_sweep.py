@@ -28,7 +28,13 @@ MEMBER = Member(
 def splits():
     data = Data(sources="graded", context=32, facts=16, task_shares={"L1": 1.0, "S": 1.0, "L3": 1.0})
     stream = open_data(data, steps=4, batch_size=4)
-    return Splits(evaluation=stream.evaluation(3, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream)
+    return splits_of(stream, 3)
+
+
+def splits_of(stream, sequences):
+    return Splits(
+        evaluation=stream.evaluation(sequences, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream
+    )
 
 
 def subject_of(splits, seed=0, shape=SHAPE):
@@ -107,9 +113,8 @@ def test_metrics_against_numpy(splits):
     rows, _, _ = rows_of(subject, degrade)
     built = degrade.built(SHAPE)
     key = subject.draw_key(degrade, 0)
-    edit = built.apply(
-        subject.params, built.fit(subject.params, subject.calibration(degrade), key), 0.6, Where.everywhere(SHAPE), key
-    )
+    fitted = built.fit(subject.params, subject.calibration(degrade), key)
+    edit = built.apply(subject.params, fitted, 0.6, Where.everywhere(SHAPE), key)
     data = splits.evaluation
     logits, full = (
         np.asarray(
@@ -177,7 +182,7 @@ def test_loss_per_byte_of_text(tmp_path, monkeypatch):
         "\n\n".join(f"Zeile {i}: größer als {i * i} ist sie nicht." for i in range(900))
     )
     stream = open_data(Data(sources=f"text:{tmp_path}/a.txt", context=32), steps=4, batch_size=4)
-    splits = Splits(evaluation=stream.evaluation(5, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream)
+    splits = splits_of(stream, 5)
     shape = dataclasses.replace(SHAPE, vocab=stream.vocab)
     rows, _, _ = rows_of(subject_of(splits, 0, shape), Degrade(method="rtn", severities=(4.0,)))
     per_token, per_byte = (value(rows, m, setting=4.0) for m in ("loss", "loss_per_byte"))
@@ -243,7 +248,7 @@ def test_text_has_an_accuracy_and_no_known_ceiling(tmp_path, monkeypatch):
         "\n\n".join(f"line number {i} is not the same as line {i * i}, is it." for i in range(900))
     )
     stream = open_data(Data(sources=f"text:{tmp_path}/a.txt", context=32), steps=4, batch_size=4)
-    splits = Splits(evaluation=stream.evaluation(5, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream)
+    splits = splits_of(stream, 5)
     subject = subject_of(splits, 0, dataclasses.replace(SHAPE, vocab=stream.vocab))
     rows, _, _ = rows_of(subject, Degrade(method="rtn", severities=(4.0,)))
     accuracy = [r for r in rows if r["metric"] == "accuracy"]

@@ -6,7 +6,7 @@ from typing import Literal
 from jax import Array, lax
 
 from wane.scaling.degrade.similarity import cosine, scored
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply, nll
 from wane.scaling.shape import Shape
@@ -40,4 +40,4 @@ def ablation_effects(
             lambda unit: change(outcome(tokens_BT, edit_of(unit)), trained).sum(), units_U, batch_size=at_once
         )
 
-    return sum_over_batches(of_batch, tokens_NT) / scored(tokens_NT)
+    return over_batches(of_batch, tokens_NT) / scored(tokens_NT)

@@ -1,7 +1,6 @@
 """AWQ: activation-aware weight quantisation (Lin et al. 2023, arXiv 2306.00978)."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -11,12 +10,12 @@ from jax import Array, lax
 from wane.scaling import model
 from wane.scaling.degrade.awq_block import BlockSearch
 from wane.scaling.degrade.awq_search import Objective, Search, Target
-from wane.scaling.degrade.calibrate import BATCH, inner_of
+from wane.scaling.degrade.calibrate import inner_of
 from wane.scaling.degrade.contract import BITS, EVERYTHING, Degradation, Promises, Scope, Where, bits_of
 from wane.scaling.degrade.cost import cost_of
 from wane.scaling.degrade.rounding import align, check_groups, hold_grid, stored_bits, weight_bits
 from wane.scaling.degrade.rtn import SCALE_BITS, uniform_rounding
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import batched, over_batches
 from wane.scaling.edit import SITES, Edit, Params
 from wane.scaling.model import Inner
 from wane.scaling.quantize import Convention, Scheme, straight_through
@@ -67,7 +66,7 @@ def awq(
             for name, mask in in_scope.items()
         }
         x_NSD = model.embed(params, tokens_NT[:, :-1], shape)
-        x_nBSD = x_NSD.reshape(-1, math.gcd(len(x_NSD), BATCH), *x_NSD.shape[1:])
+        x_nBSD = batched(x_NSD)
         # Constants to the gradient, which goes straight through.
         start, layers = jax.tree.map(lax.stop_gradient, (x_nBSD, (params["blocks"], targets, activity)))
         _, (values, grids) = lax.scan(lambda x, layer: solver.solve(*layer, x), start, layers)
@@ -132,5 +131,5 @@ def mean_activity(params: Params, tokens_NT: Array, shape: Shape) -> dict[str, A
         served = jnp.any(x != 0, axis=-1, keepdims=True) if x.ndim == 4 else jnp.ones_like(x[..., :1])
         return jnp.sum(jnp.abs(x), axis=-2), jnp.sum(served, axis=-2, dtype=jnp.int32)
 
-    total = sum_over_batches(of_batch, tokens_NT)
+    total = over_batches(of_batch, tokens_NT)
     return {site: x / jnp.maximum(tokens, 1) for site, (x, tokens) in total.items()}

@@ -1,18 +1,15 @@
 """Statistics of the inputs of all block matrices over calibration sequences, one batch in memory at a time."""
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.edit import SITES, Params
 from wane.scaling.model import Inner, apply
 from wane.scaling.shape import Shape
-
-BATCH = 8  # sequences of one forward pass; fewer where 8 does not divide their number
 
 
 class InputStatistics(NamedTuple):
@@ -39,7 +36,7 @@ def input_statistics(params: Params, tokens_NT: Array, shape: Shape) -> dict[str
             for site in SITES
         }
 
-    total = fold_batches(of_batch, join, tokens_NT)
+    total = over_batches(of_batch, tokens_NT, join=join)
     dense = tokens_NT.shape[0] * (tokens_NT.shape[1] - 1)
     return {
         site: InputStatistics(x / (jnp.maximum(n, 1)[..., None] if x.ndim == 3 else dense), absmax)
@@ -58,17 +55,6 @@ def inner_of(inner: Inner, site: str, shape: Shape) -> Array:
     x = jnp.moveaxis(x, -2, -4) if site == "down_in" else x[..., None, :, :, :]
     x = jnp.where(serves[..., None], x, 0)
     return x.reshape(*x.shape[:-3], -1, x.shape[-1])
-
-
-def fold_batches(of_batch: Callable[[Array], Any], join: Callable[[Any, Any], Any], x_N: Array) -> Any:
-    """of_batch over batches of sequences, joined pairwise: one batch and one result in memory."""
-    batch = math.gcd(len(x_N), BATCH)
-    batches = x_N.reshape(len(x_N) // batch, batch, *x_N.shape[1:])
-
-    def step(total, x_B):
-        return join(total, of_batch(x_B)), None
-
-    return lax.scan(step, of_batch(batches[0]), batches[1:])[0]
 
 
 def site_of(matrix: str) -> str:

@@ -9,7 +9,7 @@ from jax import Array
 from wane.scaling.degrade.calibrate import inner_of
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
 from wane.scaling.degrade.similarity import scored
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.degrade.units import Group, neurons, unit_pruner
 from wane.scaling.edit import Params
 from wane.scaling.model import apply
@@ -89,7 +89,7 @@ def statistic(score: Score, params: Params, tokens_NT: Array, shape: Shape, batc
         a = activations(params, tokens_BT, shape)
         return (jnp.abs(a) if score == "activation" else a * a).sum(-2)
 
-    total = sum_over_batches(of_batch, tokens_NT)
+    total = over_batches(of_batch, tokens_NT)
     if score == "wanda":
         return jnp.sqrt(total)
     return total / (scored(tokens_NT) if score == "activation" else len(tokens_NT))
@@ -114,7 +114,7 @@ def batch_norms(params: Params, tokens_NT: Array, shape: Shape, batch: int) -> A
 
     whole = len(tokens_NT) // batch * batch
     total = of_batch(tokens_NT[whole:]) if whole < len(tokens_NT) else 0
-    return total + sum_over_batches(of_batch, tokens_NT[:whole], batch) if whole else total
+    return total + over_batches(of_batch, tokens_NT[:whole], batch) if whole else total
 
 
 def activations(params: Params, tokens_BT: Array, shape: Shape) -> Array:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable
 import jax
 from jax import Array
 
-from wane.scaling.degrade.calibrate import BATCH
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.degrade.weights import Weights
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply, nll
@@ -21,7 +20,7 @@ def loss(params: Params, tokens_BT: Array, shape: Shape, edit: Edit | None = Non
 def mean_gradient(params: Params, tokens_NT: Array, shape: Shape, matrices: Iterable[str]) -> Weights:
     """Gradient of the mean loss over all sequences with respect to these matrices."""
     of_batch = weight_gradient(params, shape, matrices)
-    total = sum_over_batches(lambda b: jax.tree.map(lambda g: len(b) * g, of_batch(b)), tokens_NT, BATCH)
+    total = over_batches(lambda b: jax.tree.map(lambda g: len(b) * g, of_batch(b)), tokens_NT)
     return jax.tree.map(lambda g: g / len(tokens_NT), total)
 
 
@@ -35,7 +34,7 @@ def mean_over_sequences(
     """Mean of of_gradient(g) over sequences, g the gradient of one sequence's mean loss.  One at a time: a batch
     would hold a copy of the weights per sequence."""
     of_batch = weight_gradient(params, shape, matrices)
-    total = sum_over_batches(lambda b: jax.tree.map(of_gradient, of_batch(b)), tokens_NT, 1)
+    total = over_batches(lambda b: jax.tree.map(of_gradient, of_batch(b)), tokens_NT, 1)
     return jax.tree.map(lambda g: g / len(tokens_NT), total)
 
 

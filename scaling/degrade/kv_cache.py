@@ -5,10 +5,10 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
-from wane.scaling.degrade.calibrate import fold_batches
 from wane.scaling.degrade.contract import BITS, EVERYTHING, Degradation, Promises, Scope, Where, bits_of
 from wane.scaling.degrade.cost import cost_of, full_bits
 from wane.scaling.degrade.hold import hold_nothing
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.degrade.units import refuse
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply as forward
@@ -73,4 +73,5 @@ def key_range(params: Params, tokens_NT: Array, shape: Shape) -> Array:
         k_LBSGK = forward(params, tokens_BT[:, :-1], shape).inner["k"].astype(jnp.float32)
         return jnp.stack([-jnp.min(k_LBSGK, axis=(1, 2)), jnp.max(k_LBSGK, axis=(1, 2))], axis=1)
 
-    return fold_batches(of_batch, jnp.maximum, tokens_NT) * jnp.array([-1.0, 1.0])[:, None, None]
+    outer = over_batches(of_batch, tokens_NT, join=jnp.maximum, start=-jnp.inf)
+    return outer * jnp.array([-1.0, 1.0])[:, None, None]

@@ -8,7 +8,7 @@ from wane.scaling.degrade.cost import FULL_BITS
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.random_dimensions import check_dimensions, states_of
 from wane.scaling.degrade.rank import count
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply as forward
 from wane.scaling.shape import Shape
@@ -71,7 +71,7 @@ def second_moments(params: Params, tokens_NT: Array, shape: Shape) -> Array:
         x_XTD = x_XTD.reshape(len(x_XTD), -1, shape.d_model).astype(jnp.float32)
         return jnp.einsum("xtd,xte->xde", x_XTD, x_XTD, precision=lax.Precision.HIGHEST)
 
-    return sum_over_batches(of_batch, tokens_NT)
+    return over_batches(of_batch, tokens_NT)
 
 
 def projection_cost(params: Params, edit: Edit, shape: Shape) -> Cost:

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.degrade.units import Group, Units, refuse, unit_pruner
 from wane.scaling.edit import Params
 from wane.scaling.model import apply
@@ -75,4 +75,4 @@ def score(params: Params, calibration_NT: Array, key: Array, order: Order, shape
             return jnp.sum(route_LBSE > 0, axis=(1, 2), dtype=jnp.int32)
         return jnp.sum(route_LBSE, axis=(1, 2))
 
-    return sum_over_batches(of_batch, calibration_NT).astype(jnp.float32)
+    return over_batches(of_batch, calibration_NT).astype(jnp.float32)

@@ -9,7 +9,7 @@ from jax import Array
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
 from wane.scaling.degrade.gradients import loss
 from wane.scaling.degrade.similarity import scored
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.degrade.units import Group, HeadUnit, heads, unit_pruner
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply
@@ -72,7 +72,7 @@ def output_norms(params: Params, tokens_NT: Array, shape: Shape, n_units: int) -
         units = x_LBSI.reshape(*x_LBSI.shape[:3], n_units, -1)
         return jnp.square(units).sum((1, 2, 4))
 
-    return jnp.sqrt(sum_over_batches(of_batch, tokens_NT) / scored(tokens_NT))
+    return jnp.sqrt(over_batches(of_batch, tokens_NT) / scored(tokens_NT))
 
 
 def taylor(params: Params, tokens_NT: Array, shape: Shape, n_units: int) -> Array:
@@ -85,7 +85,7 @@ def taylor(params: Params, tokens_NT: Array, shape: Shape, n_units: int) -> Arra
 
     whole_LU = jnp.ones((shape.n_layers, n_units))
     gradients = jax.vmap(jax.grad(of_sequence), in_axes=(None, 0))
-    return sum_over_batches(lambda b: jnp.abs(gradients(whole_LU, b)).sum(0), tokens_NT) / len(tokens_NT)
+    return over_batches(lambda b: jnp.abs(gradients(whole_LU, b)).sum(0), tokens_NT) / len(tokens_NT)
 
 
 def focus(params: Params, tokens_NT: Array, shape: Shape, n_units: int) -> Array:
@@ -95,5 +95,5 @@ def focus(params: Params, tokens_NT: Array, shape: Shape, n_units: int) -> Array
         map_LBHSC = apply(params, tokens_BT[:, :-1], shape).inner["attn_map"]
         return -jax.scipy.special.entr(map_LBHSC).sum((1, 3, 4))
 
-    total_LH = sum_over_batches(of_batch, tokens_NT) / scored(tokens_NT)
+    total_LH = over_batches(of_batch, tokens_NT) / scored(tokens_NT)
     return total_LH.reshape(shape.n_layers, n_units, -1).mean(-1)

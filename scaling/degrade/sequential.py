@@ -5,7 +5,6 @@ batch of activations; a call costs two forwards of the calibration set (one more
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.scaling.degrade.calibrate import BATCH, inner_of
+from wane.scaling.degrade.calibrate import inner_of
 from wane.scaling.degrade.contract import Where
+from wane.scaling.degrade.stream import batched
 from wane.scaling.edit import SITES, Edit, Params
 from wane.scaling.model import Inner, block, embed
 from wane.scaling.quantize import Grid, straight_through
@@ -55,8 +55,7 @@ def walk(
     as Edit.per_layer() gives it.
     """
     x_NSD = embed(params, tokens_NT[:, :-1], shape) if x_NSD is None else x_NSD
-    batch = math.gcd(len(x_NSD), BATCH)
-    x_nBSD = x_NSD.reshape(-1, batch, *x_NSD.shape[1:])
+    x_nBSD = batched(x_NSD)
 
     def run(layer: Layer, x_BSD: Array) -> tuple[Array, Inner]:
         return block(layer.params, x_BSD, shape, layer.edit)[:2]

@@ -8,7 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
-from wane.scaling.degrade.stream import sum_over_batches
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply
 from wane.scaling.shape import Shape
@@ -47,7 +47,7 @@ def block_influences(params: Params, tokens_NT: Array, shape: Shape, edit: Edit 
         h_PBSD = hidden_states(params, tokens_BT, shape, edit)
         return block_influence(h_PBSD[:-1], h_PBSD[1:]).sum((1, 2))
 
-    return sum_over_batches(of_batch, tokens_NT) / scored(tokens_NT)
+    return over_batches(of_batch, tokens_NT) / scored(tokens_NT)
 
 
 def similarities(
@@ -75,7 +75,7 @@ def similarities(
         parts = ("attention", "mlp") if part == "joint" else (part,)
         return jnp.concatenate([cosine(*ends[name]).sum((1, 2)) for name in parts])
 
-    return sum_over_batches(of_batch, tokens_NT) / scored(tokens_NT)
+    return over_batches(of_batch, tokens_NT) / scored(tokens_NT)
 
 
 def distance_table(params: Params, tokens_NT: Array, shape: Shape, distance: Distance) -> Array:
@@ -92,7 +92,7 @@ def distance_table(params: Params, tokens_NT: Array, shape: Shape, distance: Dis
         return jnp.stack([measure(h_BSD, h_PBSD).sum((1, 2)) for h_BSD in h_PBSD])
 
     tokens = len(tokens_NT) if distance == "angular" else scored(tokens_NT)
-    return sum_over_batches(of_batch, tokens_NT) / tokens
+    return over_batches(of_batch, tokens_NT) / tokens
 
 
 def hidden_states(params: Params, tokens_BT: Array, shape: Shape, edit: Edit | None = None) -> Array:

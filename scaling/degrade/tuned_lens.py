@@ -6,7 +6,7 @@ import optax
 from jax import Array, lax
 
 from wane.scaling.degrade.similarity import hidden_states, scored
-from wane.scaling.degrade.stream import batched, sum_over_batches
+from wane.scaling.degrade.stream import batched, over_batches
 from wane.scaling.edit import Lens, Params
 from wane.scaling.model import unembed
 from wane.scaling.shape import Shape
@@ -61,4 +61,4 @@ def stream_sizes(params: Params, tokens_NT: Array, shape: Shape) -> Array:
     def of_batch(tokens_BT: Array) -> Array:
         return jnp.square(hidden_states(params, tokens_BT, shape)[:-1].astype(jnp.float32)).sum((1, 2, 3))
 
-    return jnp.sqrt(sum_over_batches(of_batch, tokens_NT) / (scored(tokens_NT) * shape.d_model))
+    return jnp.sqrt(over_batches(of_batch, tokens_NT) / (scored(tokens_NT) * shape.d_model))

@@ -101,7 +101,9 @@ def losses(s: Setting, seeds) -> dict[str, list[float]]:
             return method.apply(params, fitted, severity, Where.everywhere(s.shape), key)
 
         keys = [jax.random.fold_in(jax.random.key(9), seed) for seed in seeds]
-        out[name] = [float(loss(params, edit(params, key))) for params, key in zip(members, keys, strict=True)]
+        out[name] = [
+            float(loss(params, edit(params, key))) for params, key in zip(members, keys, strict=True)
+        ]
     return out
 
 

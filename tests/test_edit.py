@@ -42,8 +42,9 @@ def some_zeros(shape: tuple[int, ...], seed: int) -> np.ndarray:
 @pytest.mark.parametrize("field", ["head_LH", "neuron_LF", "attn_L", "mlp_L"])
 def test_folded_matrices_are_the_same_model(name, field):
     shape = SHAPES[name]
-    size = {"head_LH": shape.n_heads, "neuron_LF": shape.d_ff}.get(field)
-    multipliers = some_zeros((shape.n_layers, size) if size else (shape.n_layers,), 1)
+    L = shape.n_layers
+    size = {"head_LH": (L, shape.n_heads), "neuron_LF": (*shape.lead("up"), shape.d_ff)}.get(field, (L,))
+    multipliers = some_zeros(size, 1)
     multipliers[0] = 0
     params, edit = trained(shape), Edit(**{field: multipliers})
     folded = fold(params, edit, shape)

@@ -42,9 +42,7 @@ def test_severity_1_is_the_mask_and_less_is_a_part_of_it(exported):
     other = trained(SHAPE, seed=3)
     fitted = method.fit(other, tokens(SHAPE), jax.random.key(0))
     for severity, share in ((1.0, 1.0), (0.3, 0.3), (0.0, 0.0)):
-        edit = method.apply(
-            other, fitted, jnp.float32(severity), Where.everywhere(SHAPE), jax.random.key(0)
-        )
+        edit = method.apply(other, fitted, jnp.float32(severity), Where.everywhere(SHAPE), jax.random.key(0))
         gone = {name: np.asarray(w) == 0 for name, w in fold(other, edit, SHAPE).items()}
         assert all((gone[name] <= ~mask[name]).all() for name in mask)
         total = sum((~keep).sum() for keep in mask.values())

@@ -67,7 +67,7 @@ def removed_in(b, severity: float) -> dict[str, np.ndarray]:
 def test_severity_0_is_the_identity(case, shape):
     b = bench(case, shape)
     edit, folded, cost = b.at(0.0)
-    plain = Edit(activation_absmax=edit.activation_absmax)
+    plain = Edit(activation_absmax=edit.activation_absmax, cache_range=edit.cache_range)
     assert np.abs(logits(b, edit) - logits(b, plain)).max() <= b.method.promises.identity
     if b.method.promises.identity == 0:
         assert same_bits(folded, {name: b.params["blocks"][name] for name in folded})

@@ -123,7 +123,9 @@ def test_second_severities_and_other_calibration_stand_in_the_table(whole):
     value = pair.groupby(["member_id", "setting", "setting_2"]).value.first().unstack([1, 2])
     alone = loss[(loss.method == "magnitude_weights") & (loss.setting == 0.5) & (loss.pruned == "after")]
     np.testing.assert_allclose(value[0.5, 16], alone.groupby("member_id").value.first(), rtol=1e-5)
-    after = loss[loss.method == "random_neurons+recovery"].set_index(["member_id", "setting", "setting_2"]).value
+    after = (
+        loss[loss.method == "random_neurons+recovery"].set_index(["member_id", "setting", "setting_2"]).value
+    )
     for member in after.index.get_level_values(0).unique():
         assert after[member, 0.5, 16] < after[member, 0.5, 0]
     rounded = table[table.method == "activations"]

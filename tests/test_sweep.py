@@ -33,7 +33,9 @@ def splits():
 
 def splits_of(stream, sequences):
     return Splits(
-        evaluation=stream.evaluation(sequences, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream
+        evaluation=stream.evaluation(sequences, 0),
+        calibrations={"same": stream.calibration(4, 0)},
+        stream=stream,
     )
 
 

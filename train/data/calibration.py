@@ -13,7 +13,9 @@ from wane.train.data.source import TextSource
 from wane.train.data.spec import FORMS, Data
 from wane.train.data.stream import Stream
 
-SOURCES = "same, random, task:NAME, tasks:NAME=SHARE,..., or a text source (python, text:PATH|GLOB, tfds:NAME)"
+SOURCES = (
+    "same, random, task:NAME, tasks:NAME=SHARE,..., or a text source (python, text:PATH|GLOB, tfds:NAME)"
+)
 
 
 def check_calibration(source: str) -> None:

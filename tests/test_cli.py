@@ -54,7 +54,7 @@ def run(capsys, tmp_path, *assignments, study=STUDY):
         ("degradations.0.settings.group=rows", ["random_weights.group", "'row'"]),
         ("degradations.0.settings.grop=row", ["grop", "group"]),
         ("degradations.0.severities=1.5", ["1.5", "fraction"]),
-        ("degradations.9.draws=2", ["'9'", "index below 3"]),
+        ("degradations.9.draws=2", ["'9'", "index below 6"]),
         ("evaluation.metrics=loss,accurcy", ["accurcy", "accuracy"]),
         ("sweep_steps=99", ["sweep_steps", "99", "16 steps"]),
         ("arms.0.mask.method=rtn", ["arms.early.mask.method", "removes weights"]),
@@ -63,7 +63,7 @@ def run(capsys, tmp_path, *assignments, study=STUDY):
         ("arms.0.overrides.seeds=3", ["arms.overrides.seeds", "family"]),
         ("data.sources=hf:wikitext", ["hf:wikitext", "text:PATH|GLOB"]),
         ("data.context=0", ["data.context"]),
-        ("nonsense", ["FIELD=VALUE"]),
+        ("nonsense", ["NAME=VALUE"]),
     ],
 )
 def test_a_field_that_does_not_fit_is_named_with_what_is_allowed(capsys, tmp_path, assignment, words):

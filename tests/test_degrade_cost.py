@@ -47,7 +47,9 @@ def storage(b, edit, removed: dict[str, np.ndarray], bits: float) -> float:
     for name, (fan_in, fan_out) in b.shape.matrices.items():
         for gone in removed[name].reshape(-1, fan_in, fan_out):
             if b.method.name == "rtn" and bits < 16:
-                scales = fan_out * fan_in // (settings["group_size"] or fan_in)
+                scales = (
+                    1 if settings["per_tensor"] else fan_out * fan_in // (settings["group_size"] or fan_in)
+                )
                 total += gone.size * bits + scales * (16 if settings["symmetric"] else 16 + bits)
             elif b.method.name in ("rtn", "gaussian_noise"):
                 total += gone.size * 16

@@ -94,7 +94,7 @@ def gaussian_noise(
         scope=scope,
         settings={
             "match": match,
-            "match_settings": match_settings,
+            "match_settings": match_settings or None,
             "kind": kind,
             "group_size": group_size,
         },

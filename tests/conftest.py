@@ -1,0 +1,16 @@
+"""What every test file leaves behind is cleared."""
+
+import gc
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_let_go():
+    """Thousands of executables in one process exceed the system's number of memory maps, and XLA crashes.  The
+    command line, run in a test, turns the cache on disk on; other tests would pay for writing to it."""
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.clear_caches()
+    gc.collect()

@@ -11,7 +11,6 @@ from wane.eval.measure import METRICS
 from wane.launch.studies import description, names
 from wane.scaling.config import close_matches
 from wane.scaling.degrade import GROUPS, METHODS, describe
-from wane.scaling.degrade import method as known_method
 from wane.scaling.degrade.settings import Description
 from wane.train.data import TASKS, sample
 from wane.train.data.spec import FORMS
@@ -57,7 +56,7 @@ def show_methods(what: str, name: str | None) -> None:
     if what != "methods":
         raise ValueError(f"--verbose: only `list methods` takes it, not `list {what}`")
     if name is not None:
-        print(_method_text(name, describe(known_method(name))))
+        print(_method_text(name, describe(name)))
         return
     print("# Degradation methods\n\nWritten by `wane list methods --verbose`.")
     for group, methods in GROUPS.items():

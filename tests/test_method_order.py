@@ -50,8 +50,8 @@ def test_the_known_order_at_five_million_parameters():
     found = losses(setting(Data(sources="python", context=64), train, **dimensions), range(3))
     RECORD.write_text(
         "# The order of methods, measured\n\n"
-        "Three members of 5.2 million block parameters (d_model 256, 8 layers), bytes of the standard library's source,\n"
-        "600,000 tokens, 128 calibration and 256 evaluation sequences of 64 tokens; written by\n"
+        "Three members of 5.2 million block parameters (d_model 256, 8 layers), bytes of the standard\n"
+        "library's source, 600,000 tokens, 128 calibration and 256 evaluation sequences of 64 tokens; written by\n"
         f"`pytest -m slow tests/test_method_order.py`.\n\n{table(found)}\n"
     )
     check(found)

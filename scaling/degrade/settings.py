@@ -65,6 +65,6 @@ def describe_builder(builder: Builder) -> Description:
     try:
         built = builder(SMALLEST)
     except ValueError:  # a method of experts
-        built = builder(dataclasses.replace(SMALLEST, n_experts=2))
+        built = builder(dataclasses.replace(SMALLEST, n_experts=4, top_k=2))
     text = inspect.getdoc(builder)
     return Description(text.splitlines()[0], text, settings_of(builder), built)

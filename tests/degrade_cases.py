@@ -69,6 +69,7 @@ CASES = (
     Case.of("magnitude_weights"),
     Case.of("magnitude_weights", group="row"),
     Case.of("magnitude_weights", group="n:4"),
+    Case.of("magnitude_weights", tile=(4, 2), convention="keep_one"),
     Case.of("magnitude_weights", group="global", normalise=True),
     Case.of("wanda"),
     Case.of("wanda", group="n:8"),

@@ -1,5 +1,6 @@
 """Pruning of weights and units: what is removed, what stands in for it, what calibration sees."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 from degrade_cases import SHAPES, Case, bench, tokens, trained
 
 from wane.scaling import model
+from wane.scaling.degrade import build
 from wane.scaling.degrade.calibrate import input_statistics
 from wane.scaling.degrade.contract import Scope, Where
+from wane.scaling.degrade.rank import count_as
 from wane.scaling.edit import SITES
 from wane.scaling.shape import Shape
 
@@ -154,3 +157,62 @@ def test_removed_layers_are_passed_by():
     edit = b.at(1.0)[0]
     x_BSD = model.apply(b.params, tokens(b.shape)[:, :-1], b.shape, edit).x_BSD
     np.testing.assert_array_equal(x_BSD, model.embed(b.params, tokens(b.shape)[:, :-1], b.shape))
+
+
+WANDA = np.load(Path(__file__).parent / "golden" / "magnitude.npz")
+
+
+def removed_by(W_OI, severity, **settings):
+    """bool [O, I]: what the method removes of one matrix, here `up` of a model with one layer."""
+    I, O = W_OI.T.shape
+    shape = Shape(d_model=I, n_layers=1, n_heads=1, head_dim=2, d_ff=O, vocab=4, context=4)
+    method = build("magnitude_weights", shape, Scope(matrices=("up",)), settings)
+    params = {"blocks": {name: jnp.ones(shape.full(name)) for name in shape.matrices}}
+    params["blocks"]["up"] = jnp.asarray(W_OI.T)[None]
+    fitted = method.fit(params, jnp.zeros((1, 5), jnp.int32), jax.random.key(0))
+    edit = method.apply(params, fitted, jnp.float32(severity), Where.everywhere(shape), jax.random.key(0))
+    return np.asarray(edit.params["blocks"]["up"][0] == 0).T
+
+
+@pytest.mark.parametrize(("name", "severity", "settings"), [
+    ("row_30", 0.3, {"group": "row"}), ("row_50", 0.5, {"group": "row"}),
+    ("2_4", 0.5, {"group": "n:4"}), ("4_8", 0.5, {"group": "n:8"}),
+    ("layer_30", 0.3, {"convention": "one_more"}), ("layer_50", 0.5, {"convention": "one_more"}),
+])  # fmt: skip
+def test_masks_are_those_of_wandas_code(name, severity, settings):
+    np.testing.assert_array_equal(removed_by(WANDA["W"], severity, **settings), WANDA[f"mask_{name}"])
+
+
+@pytest.mark.parametrize(("name", "severity", "settings"), [
+    ("unstructured_30", 0.3, {}), ("unstructured_50", 0.5, {}), ("unstructured_75", 0.75, {}),
+    ("2_4", 0.5, {"group": "n:4"}), ("channel_out_50", 0.5, {"tile": (0, 1)}),
+    ("channel_in_50", 0.5, {"tile": (1, 0)}), ("block_4x8_50", 0.5, {"tile": (8, 4)}),
+])  # fmt: skip
+def test_masks_are_those_of_jaxpruner(name, severity, settings):
+    kept = ~removed_by(JAXPRUNER["W"], severity, convention="keep_one", **settings)
+    np.testing.assert_array_equal(kept, JAXPRUNER[f"mask_keep_{name}"].astype(bool))
+
+
+def test_jaxpruner_keeps_the_lower_of_equal_scores_and_one_weight_at_least():
+    ties = JAXPRUNER["ties_scores"]
+    kept = ~removed_by(ties.T + 1, 0.5, convention="keep_one").T  # its kernels are [in, out], as ours
+    np.testing.assert_array_equal(kept, JAXPRUNER["ties_mask_keep_50"].astype(bool))
+    assert (~removed_by(WANDA["W"], 1.0, convention="keep_one")).sum() == 1
+    assert not removed_by(WANDA["W"], 0.0, convention="keep_one").any()
+    assert not removed_by(WANDA["W"], 0.0, convention="one_more").any()
+
+
+@pytest.mark.parametrize("severity", [0.05, 0.123, 0.25, 0.375, 0.5, 0.625, 0.9999])
+def test_counts_of_other_conventions_against_exact_arithmetic(severity):
+    share = Fraction(round(severity * 10_000), 10_000)
+    for n in (4, 7, 8, 100, 12_345, 2_000_001):
+        got = {c: int(count_as(n, jnp.float32(severity), c)) for c in ("one_more", "keep_one")}
+        assert got["one_more"] == min(int(n * share) + 1, n)
+        assert got["keep_one"] == n - max(1, round(n * (1 - share)))
+
+
+def test_a_tile_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"tile = \(5, 1\): must divide"):
+        removed_by(WANDA["W"], 0.5, tile=(5, 1))
+    with pytest.raises(ValueError, match="acts on whole matrices"):
+        removed_by(WANDA["W"], 0.5, tile=(2, 1), group="n:4")

@@ -4,19 +4,29 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Scope
+from wane.scaling.degrade.rank import Convention
 from wane.scaling.degrade.weights import Group, Weights, weight_pruner
 from wane.scaling.edit import Params
 from wane.scaling.shape import Shape
 
 
 def magnitude_weights(
-    shape: Shape, scope: Scope = EVERYTHING, *, group: Group = "layer", normalise: bool = False
+    shape: Shape,
+    scope: Scope = EVERYTHING,
+    *,
+    group: Group = "layer",
+    normalise: bool = False,
+    tile: tuple[int, int] = (1, 1),
+    convention: Convention = "floor",
 ) -> Degradation:
     """Removes the weights of smallest absolute value.
 
     group: ranked per output row, per matrix (`layer`), or over all weights in scope.  normalise (with group
     global): divide each matrix by its Frobenius norm before ranking, as jaxpruner does by default; without it
-    matrices of small scale are emptied first.
+    matrices of small scale are emptied first.  tile: (inputs, outputs) that go together, by their mean; 0: all,
+    so that (0, 1) removes outputs and (1, 0) inputs.  convention: `floor` removes floor(n s) of n, the first of
+    equal ones first; `one_more` one more than that, as the code of Wanda and SparseGPT does for a whole matrix;
+    `keep_one` all but max(1, n (1 - s)) rounded half to even, the last of equal ones first (jaxpruner).
     """
     if normalise and group != "global":
         raise ValueError(
@@ -34,7 +44,9 @@ def magnitude_weights(
         name="magnitude_weights",
         shape=shape,
         scope=scope,
-        settings={"group": group, "normalise": normalise},
+        settings={"group": group, "normalise": normalise, "tile": tile, "convention": convention},
         score=score,
         group=group,
+        tile=tile,
+        convention=convention,
     )

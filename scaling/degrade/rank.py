@@ -1,9 +1,12 @@
 """Score -> rank -> mask, shared by every pruner.  Ranks, not thresholds: a constant score still gives the exact
 count, ties go to the lower index, and masks of growing severity are nested because ranks do not move."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jax import Array
 
+Convention = Literal["floor", "one_more", "keep_one"]
 GRID = 10_000  # severities act on this grid: f32 floor(n * s) is off by one in 1 % of cases
 
 
@@ -12,6 +15,22 @@ def count(n: int | Array, severity: Array) -> Array:
     q = jnp.rint(jnp.clip(severity, 0.0, 1.0) * GRID).astype(jnp.int32)
     n = jnp.asarray(n, jnp.int32)
     return (n // GRID) * q + (n % GRID) * q // GRID
+
+
+def count_as(n: int | Array, severity: Array, convention: Convention) -> Array:
+    """How many of n are removed: `floor` by count; as published code counts, `one_more` than floor (Wanda's and
+    SparseGPT's magnitude pruning removes its threshold too), `keep_one`: all but max(1, n (1 - s)) rounded half to
+    even (jaxpruner).  Severity 0 removes nothing."""
+    if convention == "floor":
+        return count(n, severity)
+    if convention == "one_more":
+        return jnp.where(severity > 0, jnp.minimum(count(n, severity) + 1, n), 0)
+    left = GRID - jnp.rint(jnp.clip(severity, 0.0, 1.0) * GRID).astype(jnp.int32)
+    n = jnp.asarray(n, jnp.int32)
+    whole, rest = (n // GRID) * left + (n % GRID) * left // GRID, (n % GRID) * left % GRID
+    half = GRID // 2
+    kept = whole + ((rest > half) | ((rest == half) & (whole % 2 == 1)))
+    return jnp.where(severity > 0, n - jnp.maximum(kept, 1), 0)
 
 
 def ranks(score: Array, in_scope: Array, axis: int = -1) -> Array:

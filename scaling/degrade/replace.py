@@ -5,20 +5,22 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
-from wane.scaling.degrade.rank import count
+from wane.scaling.degrade.rank import Convention, count_as
 
 Replace = Literal["zero", "rescale", "mean"]
 
 
-def multiplier(rank: Array, n: Array, severity: Array, touched: Array, replace: Replace) -> Array:
-    """f32 of the shape of rank: 0 for the count(n, severity) lowest ranks, 1 for all others; exactly 1
+def multiplier(
+    rank: Array, n: Array, severity: Array, touched: Array, replace: Replace, convention: Convention = "floor"
+) -> Array:
+    """f32 of the shape of rank: 0 for the count_as(n, severity) lowest ranks, 1 for all others; exactly 1
     wherever `touched` (bool, broadcastable) is False.
 
     `rescale` divides the survivors by the fraction that is really left, (n - removed) / n, so that the mean
     over draws is the trained value; where n * severity is a whole number this is 1 / (1 - severity).  n: size
     of each ranking group, broadcastable.
     """
-    removed = count(n, severity)
+    removed = count_as(n, severity, convention)
     survivor = jnp.float32(1)
     if replace == "rescale":
         left = jnp.maximum(n - removed, 1)  # no survivor, nothing to scale

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Promises, Scope, Where
@@ -22,7 +23,8 @@ def shuffle_weights(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
     """
     scope.check(shape)
     in_scope = scope.weights(shape)
-    n = group_sizes(in_scope, "row", shape)
+    full = {name: np.broadcast_to(mask, shape.full(name)) for name, mask in in_scope.items()}
+    n = group_sizes(full, "row")
 
     def fit(params: Params, calibration_NT: Array, key: Array) -> Weights:
         uniform = draw(jax.random.uniform, key, shape)

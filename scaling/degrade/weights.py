@@ -1,6 +1,7 @@
 """Unstructured pruning: a method supplies a score per weight; score -> rank -> mask -> edit is shared."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from wane.scaling.degrade.calibrate import input_statistics, site_of
 from wane.scaling.degrade.contract import FRACTIONS, Degradation, Promises, Scope, Where
 from wane.scaling.degrade.cost import cost_of, masked_bits
 from wane.scaling.degrade.hold import hold_zeros
-from wane.scaling.degrade.rank import ranks
+from wane.scaling.degrade.rank import Convention, ranks
 from wane.scaling.degrade.replace import Replace, mean_output, multiplier
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
@@ -34,21 +35,28 @@ def weight_pruner(
     replace: Replace = "zero",
     random: bool = False,
     needs_calibration: bool = False,
+    tile: tuple[int, int] = (1, 1),
+    convention: Convention = "floor",
 ) -> Degradation:
     """Removes the weights of lowest score(params, calibration_NT, key) in each ranking group.
 
     group: `row` ranks the inputs of each output, `layer` the weights of each matrix of each layer, `global` all
     weights in scope together, `n:4` and `n:8` each aligned group of 4 or 8 consecutive inputs of an output, so
-    that severity .5 of n:4 is 2:4 sparsity.
+    that severity .5 of n:4 is 2:4 sparsity.  tile: (inputs, outputs) that go together, by the mean of their scores;
+    0: all.  convention: see rank.count_as; `keep_one` also removes the higher of two equal scores first.
     """
     scope.check(shape)
     check_pattern(group, scope, shape)
     in_scope = scope.weights(shape)
-    n = group_sizes(in_scope, group, shape)
+    coarse, fine = tiles(tile, group, scope, shape)
+    units = coarse({name: np.broadcast_to(mask, shape.full(name)) for name, mask in in_scope.items()})
+    units = {name: share == 1 for name, share in units.items()}
+    n = fine(group_sizes(units, group))
 
     def fit(params: Params, calibration_NT: Array, key: Array) -> dict[str, Weights]:
         scores = score(params, calibration_NT, key)
-        fitted = {"rank": rank_weights({name: scores[name] for name in in_scope}, in_scope, group)}
+        scores = coarse({name: scores[name] for name in in_scope})
+        fitted = {"rank": fine(rank_weights(scores, units, group, lower_first=convention != "keep_one"))}
         if replace == "mean":
             inputs = input_statistics(params, calibration_NT, shape)
             fitted["mean"] = {name: inputs[site_of(name)].mean for name in in_scope}
@@ -59,7 +67,8 @@ def weight_pruner(
         degraded = {}
         for name, w_LIO in trained.items():
             touched = in_scope[name] & where.entries(name, shape)
-            degraded[name] = w_LIO * multiplier(fitted["rank"][name], n[name], severity, touched, replace)
+            rank = fitted["rank"][name]
+            degraded[name] = w_LIO * multiplier(rank, n[name], severity, touched, replace, convention)
         bias = None
         if replace == "mean":
             means = fitted["mean"]
@@ -78,7 +87,7 @@ def weight_pruner(
         severities=FRACTIONS,
         random=random,
         needs_calibration=needs_calibration or replace == "mean",
-        promises=Promises(nested=True, exact_count=True),
+        promises=Promises(nested=True, exact_count=tile == (1, 1) and convention == "floor"),
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_zeros, shape=shape),
@@ -103,19 +112,54 @@ def check_pattern(group: Group, scope: Scope, shape: Shape) -> None:
             )
 
 
-def group_sizes(in_scope: dict[str, np.ndarray], group: Group, shape: Shape) -> dict[str, np.ndarray]:
-    """Matrix name -> int32, broadcastable to the matrix: weights in scope of each entry's ranking group."""
-    full = {name: np.broadcast_to(mask, shape.full(name)) for name, mask in in_scope.items()}
+def tiles(
+    tile: tuple[int, int], group: Group, scope: Scope, shape: Shape
+) -> tuple[Callable[[Weights], Weights], Callable[[Weights], Weights]]:
+    """(means over tiles of every matrix, the reverse: every entry of a tile has its value).
+
+    Raises ValueError where tiles would be ragged or cut by the scope.
+    """
+    if tile == (1, 1):
+        return dict, dict
+    if scope.head is not None or pattern(group):
+        raise ValueError(f'tile = {tile}: acts on whole matrices, without scope.head and group = "{group}"')
+    sizes = {}
+    for name in scope.weights(shape):
+        sizes[name] = tuple(t or extent for t, extent in zip(tile, shape.matrices[name], strict=True))
+        if min(tile) < 0 or any(e % t for t, e in zip(sizes[name], shape.matrices[name], strict=True)):
+            raise ValueError(
+                f"tile = {tile}: must divide the {shape.matrices[name]} inputs and outputs of matrix {name} of "
+                f"{shape.name}; 0 takes all of them"
+            )
+
+    def coarse(weights: Weights) -> Weights:
+        out = {}
+        for name, w in weights.items():
+            (a, b), (I, O) = sizes[name], w.shape[-2:]
+            out[name] = w.reshape(*w.shape[:-2], I // a, a, O // b, b).mean((-3, -1))
+        return out
+
+    def fine(weights: Weights) -> Weights:
+        out = dict(weights)
+        for name, axis in itertools.product(out, (-2, -1)):
+            if np.ndim(out[name]) and out[name].shape[axis] > 1:  # one value is broadcast
+                out[name] = out[name].repeat(sizes[name][axis], axis=axis)
+        return out
+
+    return coarse, fine
+
+
+def group_sizes(inside: dict[str, np.ndarray], group: Group) -> dict[str, np.ndarray]:
+    """Matrix name -> int32, broadcastable to the matrix: entries inside of each entry's ranking group."""
     if group == "global":
-        total = np.int32(sum(mask.sum() for mask in full.values()))
-        return dict.fromkeys(full, total)
+        return dict.fromkeys(inside, np.int32(sum(mask.sum() for mask in inside.values())))
     if size := pattern(group):
         return {
             name: grouped(mask, size).sum(-2, dtype=np.int32).repeat(size, axis=-2)
-            for name, mask in full.items()
+            for name, mask in inside.items()
         }
     axis = {"row": -2, "layer": (-2, -1)}[group]
-    return {name: mask.sum(axis, keepdims=True, dtype=np.int32) for name, mask in full.items()}
+    return {name: mask.sum(axis, keepdims=True, dtype=np.int32) for name, mask in inside.items()}
 
 
 def grouped(x: Array, size: int) -> Array:
@@ -123,8 +167,15 @@ def grouped(x: Array, size: int) -> Array:
     return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
 
-def rank_weights(score: Weights, in_scope: dict[str, np.ndarray], group: Group) -> Weights:
-    """int32 ranks of the shape of the scores: 0 is removed first, out of scope comes last."""
+def rank_weights(
+    score: Weights, in_scope: dict[str, np.ndarray], group: Group, *, lower_first: bool = True
+) -> Weights:
+    """int32 ranks of the shape of the scores: 0 is removed first, out of scope comes last.  Of equal scores the
+    lower index is removed first, or the higher one."""
+    if not lower_first:
+        inside = {name: np.broadcast_to(in_scope[name], s.shape) for name, s in score.items()}
+        turned = rank_weights(_turned(score), _turned(inside), group)
+        return {name: turned[name][(slice(None, None, -1),) * s.ndim] for name, s in score.items()}
     if group == "row":
         return {name: ranks(s, in_scope[name], axis=-2) for name, s in score.items()}
     inside = {name: jnp.broadcast_to(in_scope[name], s.shape) for name, s in score.items()}
@@ -141,6 +192,11 @@ def rank_weights(score: Weights, in_scope: dict[str, np.ndarray], group: Group) 
         }
     joined = (jnp.concatenate([x[name].ravel() for name in score]) for x in (score, inside))
     return split(ranks(*joined), {name: s.shape for name, s in score.items()})
+
+
+def _turned(weights: Weights) -> Weights:
+    """All entries in reverse order, the matrices too."""
+    return {name: w[(slice(None, None, -1),) * w.ndim] for name, w in reversed(weights.items())}
 
 
 def split(flat_N: Array, shapes: dict[str, tuple[int, ...]]) -> Weights:

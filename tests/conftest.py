@@ -1,6 +1,7 @@
 """What every test file leaves behind is cleared."""
 
 import gc
+import re
 
 import jax
 import pytest
@@ -14,3 +15,14 @@ def _compiled_programs_are_let_go():
     jax.config.update("jax_compilation_cache_dir", None)
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Under `--dist loadgroup` a file stays on one worker; of the table of promises the rows of one case and shape
+    do, which share their programs, and all workers take part."""
+    for item in items:
+        group = item.nodeid.split("::")[0]
+        if group.endswith("test_promises.py") and (row := re.search(r"\[(.*)\]", item.nodeid)):
+            group = row[1]
+        item.add_marker(pytest.mark.xdist_group(group))

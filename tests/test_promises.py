@@ -39,6 +39,11 @@ def rows(keep=lambda case, shape, method: True):
     )
 
 
+def at_home(case, shape, method) -> bool:
+    """Where the whole table is tested; on other shapes, inside experts, what is removed and that nothing is."""
+    return shape == case.home
+
+
 def test_every_method_is_in_the_table():
     assert {case.method for case in CASES} == set(METHODS)
 
@@ -102,7 +107,7 @@ def test_severity_1_removes_everything(case, shape):
         np.testing.assert_allclose(cost.relative_weight_error, 1, rtol=1e-6)
 
 
-@rows()
+@rows(at_home)
 def test_same_key_same_edit_and_no_recompilation(case, shape):
     b = bench(case, shape)
     again = b.fit(b.params, tokens(b.shape), jax.random.key(1))
@@ -117,7 +122,7 @@ def test_same_key_same_edit_and_no_recompilation(case, shape):
     assert b.fit._cache_size() == 1
 
 
-@rows()
+@rows(at_home)
 def test_other_key_other_edit_only_where_random(case, shape):
     b = bench(case, shape)
     severity = b.severity(0.5, 4, 0.3)
@@ -129,7 +134,7 @@ def test_other_key_other_edit_only_where_random(case, shape):
     assert any(not same_bits(first, other) for other in others) == b.method.random
 
 
-@rows(lambda case, shape, method: not case.settings and shape == case.home)
+@rows(lambda case, shape, method: not case.settings and at_home(case, shape, method))
 def test_draws_map(case, shape):
     b = bench(case, shape)
     severity = jnp.float32(b.severity(0.5, 4, 0.3))
@@ -150,7 +155,7 @@ def test_draws_map(case, shape):
             np.testing.assert_array_equal(together[name][i] == 0, w == 0)
 
 
-@rows(lambda case, shape, method: method.promises.straight_through and shape == case.home)
+@rows(lambda case, shape, method: method.promises.straight_through and at_home(case, shape, method))
 def test_gradient_goes_straight_through(case, shape):
     b = bench(case, shape)
     severity = jnp.float32(b.severity(0.4, 4, 0.3))
@@ -170,7 +175,7 @@ def test_gradient_goes_straight_through(case, shape):
     assert all(np.abs(g["blocks"][name]).max() > 0 for name in b.shape.matrices)
 
 
-@rows(lambda case, shape, method: method.local)
+@rows(lambda case, shape, method: method.local and at_home(case, shape, method))
 def test_where_degrades_the_selected_layer_and_nothing_else(case, shape):
     """Of a sequential method the selected layer is another one than when its predecessors are degraded too."""
     b = bench(case, shape)
@@ -197,7 +202,7 @@ def leaves_of_layers(edit: Edit, n_layers: int) -> list[np.ndarray]:
     return [leaf for leaf in found if len(leaf) == n_layers] + states
 
 
-@rows()
+@rows(at_home)
 def test_hold_keeps_the_degradation_on_other_parameters(case, shape):
     b = bench(case, shape)
     edit, folded, _ = b.at(b.severity(0.5, 3, 0.3))

@@ -27,7 +27,7 @@ STUDY = Study(
         Degrade(method="magnitude_weights", severities=(0.5,), then=Then(method="rtn", severities=(4.0,))),
         Degrade(method="random_neurons", severities=(0.5,), recovery=Recovery(steps=(16,), batch_size=8)),
         Degrade(
-            method="activations", settings={"granularity": "tensor"}, severities=(4.0,), calibration="task:S"
+            method="activations", settings={"granularity": "tensor"}, severities=(4.0,), calibration="random"
         ),
     ),
     evaluation=Evaluation(sequences=4, batch=4, calibration_sequences=4),

@@ -1,7 +1,6 @@
 """What every test file leaves behind is cleared."""
 
 import gc
-import re
 
 import jax
 import pytest
@@ -17,12 +16,10 @@ def _compiled_programs_are_let_go():
     gc.collect()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Under `--dist loadgroup` a file stays on one worker; of the table of promises the rows of one case and shape
-    do, which share their programs, and all workers take part."""
-    for item in items:
-        group = item.nodeid.split("::")[0]
-        if group.endswith("test_promises.py") and (row := re.search(r"\[(.*)\]", item.nodeid)):
-            group = row[1]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Of the table of promises the rows of one case and shape stand together: they share programs, of which only
+    the last few are kept (degrade_cases.bench)."""
+    places = [i for i, item in enumerate(items) if item.path.name == "test_promises.py"]
+    rows = sorted((items[i] for i in places), key=lambda item: item.name.partition("[")[2])
+    for i, item in zip(places, rows, strict=True):
+        items[i] = item

@@ -9,14 +9,14 @@ import pytest
 from degrade_cases import QUICK
 from sequential_cases import GOLDEN, compare_toy, correlated, everything
 
-from wane.scaling.degrade.wanda import energy, lowest, metric, variant, wanda
+from wane.scaling.degrade.wanda import energy, least, metric, variant, wanda
 
 VECTORS = np.load(GOLDEN / "wanda.npz")
 
 
 @functools.cache
 def removal(M=0, use_variant=False):
-    choose = variant if use_variant else functools.partial(lowest, M=M)
+    choose = variant if use_variant else functools.partial(least, M=M)
     return jax.jit(lambda w, x, inside, s: choose(metric(w, energy(x)), inside, s), **QUICK)
 
 

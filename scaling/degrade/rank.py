@@ -46,3 +46,12 @@ def ranks(score: Array, in_scope: Array, axis: int = -1) -> Array:
 def keep(rank: Array, n: int | Array, severity: Array) -> Array:
     """bool, True = kept: all but the count(n, severity) lowest ranks.  n broadcasts against rank."""
     return rank >= count(n, severity)
+
+
+def lowest(
+    score: Array, inside: Array, severity: Array, *, axis: int, convention: Convention = "floor"
+) -> Array:
+    """bool: the count_as(n, severity) lowest scores of the n entries inside along an axis; ties go to the lower
+    index."""
+    n = jnp.sum(inside, axis=axis, keepdims=True, dtype=jnp.int32)
+    return inside & (ranks(score, inside, axis=axis) < count_as(n, severity, convention))

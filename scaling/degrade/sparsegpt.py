@@ -12,7 +12,7 @@ from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Pr
 from wane.scaling.degrade.cost import FULL_BITS, Removed, cost_of, masked_bits, structured_bits
 from wane.scaling.degrade.hessian import check_solver, compensate, cuts, join, part, pose
 from wane.scaling.degrade.hold import hold_zeros
-from wane.scaling.degrade.rank import count, ranks
+from wane.scaling.degrade.rank import lowest
 from wane.scaling.degrade.rounding import hold_grid, rounded_edit, stored_bits, weight_bits
 from wane.scaling.degrade.rtn import uniform_grid
 from wane.scaling.degrade.sequential import Matrices, gram, kept, rewrite
@@ -118,6 +118,8 @@ def prune(
     problem = pose(weights, inside, hessian_II, percdamp=percdamp, blocksize=blocksize, act_order=False)
     d_I = jnp.diagonal(problem.factor_II)
     B = min(blocksize, len(d_I))
+    pick = functools.partial(lowest, severity=severity, axis=0)
+    counted = "one_more" if reference_count else "floor"
     bits = jnp.float32(quantize_bits)
     grid = find_grid(join(weights), bits, GRID, axis=0, inside=join(inside))  # dead inputs included
 
@@ -132,12 +134,12 @@ def prune(
             return removed_BO
         both = candidates(lax.dynamic_slice_in_dim(w_IO, first, B), first)
         of_each = zip(*(jnp.split(x, cuts(weights), axis=1) for x in both), strict=True)
-        masks = [lowest(s.ravel(), i.ravel(), severity, reference_count).reshape(s.shape) for s, i in of_each]
+        masks = [pick(s.ravel(), i.ravel(), convention=counted).reshape(s.shape) for s, i in of_each]
         return jnp.concatenate(masks, axis=1)
 
     def next_group(w_BO, first, i, removed_BO):
         w_MO = lax.dynamic_slice_in_dim(w_BO, i, M)
-        removed_MO = lowest(*candidates(w_MO, first + i), severity, False)
+        removed_MO = pick(*candidates(w_MO, first + i))
         return lax.dynamic_update_slice_in_dim(removed_BO, removed_MO, i, axis=0)
 
     def choose(w_BO, first, i, removed_BO):
@@ -154,12 +156,6 @@ def prune(
     w_IO, _ = compensate(problem, blocksize=blocksize, state=nothing_BO, begin=begin, choose=choose)
     new = part(w_IO[: len(problem.order_I)], weights)
     return {name: jnp.where(severity > 0, w, weights[name]) for name, w in new.items()}
-
-
-def lowest(score: Array, inside: Array, severity: Array, one_more: bool) -> Array:
-    """bool: the count(n, severity) lowest of the n entries inside, along the first axis; ties go to the lower."""
-    n = jnp.sum(inside, axis=0, dtype=jnp.int32)
-    return inside & (ranks(score, inside, axis=0) < count(n, severity) + one_more)
 
 
 def sparse_bits(removed: Removed, edit: Edit, *, in_scope: dict[str, np.ndarray], shape: Shape) -> Array:

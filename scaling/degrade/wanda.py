@@ -9,7 +9,7 @@ from jax import Array, lax
 from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Promises, Scope, Where
 from wane.scaling.degrade.cost import cost_of, masked_bits
 from wane.scaling.degrade.hold import hold_zeros
-from wane.scaling.degrade.rank import count, ranks
+from wane.scaling.degrade.rank import lowest
 from wane.scaling.degrade.sequential import kept, rewrite
 from wane.scaling.degrade.weights import check_pattern, grouped, pattern
 from wane.scaling.edit import Edit, Params
@@ -39,7 +39,7 @@ def wanda(
     scope.check(shape)
     check_pattern(group, scope, shape)
     in_scope = scope.weights(shape)
-    choose = variant if use_variant else functools.partial(lowest, M=pattern(group))
+    choose = variant if use_variant else functools.partial(least, M=pattern(group))
 
     def apply(params: Params, tokens_NT: Array, severity: Array, where: Where, key: Array) -> Edit:
         def solve(weights, energy_I, inside):
@@ -85,12 +85,10 @@ def metric(w_IO: Array, energy_I: Array) -> Array:
     return jnp.abs(w_IO) * jnp.sqrt(seen_I)[:, None]
 
 
-def lowest(metric_IO: Array, inside_IO: Array, severity: Array, *, M: int) -> Array:
-    """bool: the count(n, severity) lowest of all n inputs of each output, or of each M of them; ties go to the
-    lower input."""
+def least(metric_IO: Array, inside_IO: Array, severity: Array, *, M: int) -> Array:
+    """bool: the lowest of all inputs of each output, or of each M of them."""
     score, inside = ((grouped(x, M) if M else x) for x in (metric_IO, inside_IO))
-    n = jnp.sum(inside, axis=-2, keepdims=True, dtype=jnp.int32)
-    return (ranks(score, inside, axis=-2) < count(n, severity)).reshape(metric_IO.shape)
+    return lowest(score, inside, severity, axis=-2).reshape(metric_IO.shape)
 
 
 def variant(metric_IO: Array, inside_IO: Array, severity: Array) -> Array:

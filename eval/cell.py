@@ -1,6 +1,7 @@
 """One sweep cell: one degradation over one member at one training step, from parameters to rows."""
 
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from wane.eval.measure import METRICS
 from wane.eval.recovery import recovery
 from wane.eval.study import Degrade, Evaluation, Level
-from wane.eval.sweep import Batches, Engine, Point, engine, entering, undegraded
+from wane.eval.sweep import Batches, Engine, Point, engine, streams, undegraded
 from wane.scaling.config import canonical
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Scope, Where, severity_of
@@ -78,8 +79,10 @@ class Subject:
         steps = range(self.member.step, self.member.step + max(1, *degrade.recovery.steps))
         return jnp.asarray(np.stack([stream.batch(self.member.data_seed, step) for step in steps]))
 
-    def entering(self) -> jax.Array:
-        return entering(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)
+    @functools.cached_property
+    def stream(self) -> jax.Array:
+        """The residual stream before and behind every block [L + 1, n, B, S, D], for points that start there."""
+        return streams(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)
 
     def draw_key(self, degrade: Degrade, draw: int) -> jax.Array:
         member = self.member
@@ -117,8 +120,8 @@ def sweep(
             rows += point_rows(subject, degrade, about, point, cell_id)
             tick(1)
         clock["sweep_seconds"] += time.perf_counter() - started
-    memory = {"fit_memory_bytes": programs.fit.memory(), "point_memory_bytes": programs.point.memory()}
-    return rows, clock | memory | {"executables": programs.compilations()}
+    memory = {"fit_memory_bytes": programs.fit.memory(), "point_memory_bytes": programs.memory()}
+    return rows, clock | memory | {"executables": programs.executables()}
 
 
 def swept(
@@ -141,10 +144,10 @@ def swept(
                 yield None, None, level, point
         return
     severities = [(level.severity, level.severity_2) if degrade.then else level.severity for level in grid]
-    blocks_in = subject.entering() if degrade.each != "whole" else None
     for layer, head, where in selections(degrade, shape):
-        below = None if layer is None else (jnp.int32(layer), blocks_in[layer])
-        out = programs.sweep(*common, severities, where, key, *data, below)
+        starts = programs.starts(severities, layer)
+        stream = subject.stream if starts else None
+        out = programs.sweep(*common, severities, where, key, *data, starts, stream)
         for level, point in zip(grid, out, strict=True):
             yield layer, head, level, point
 

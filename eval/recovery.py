@@ -3,14 +3,14 @@
 import functools
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.program import Program
-from wane.eval.sweep import Batches, Point, measure
-from wane.scaling.degrade.contract import Degradation, Fitted, Where
+from wane.eval.sweep import Batches, Point, measuring
+from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.edit import Edit, Params
-from wane.scaling.model import apply
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.recover import Recovering, advance, begin, recovered
@@ -30,17 +30,12 @@ class Recovery:
         def go_on(state: Recovering, edit: Edit, tokens_nBT: Array, until: Array) -> Recovering:
             return advance(state, edit, tokens_nBT, until, hold=degradation.hold, shape=shape, train=train)
 
-        def point(severity, params, edit: Edit, state: Recovering, batches: Batches, full_x) -> Point:
+        def end(severity, params, edit: Edit, state: Recovering) -> tuple[Edit, Cost]:
             edit = recovered(state, edit, degradation.hold)
+            return edit.acting(), degradation.cost(params, edit, severity)
 
-            def forward(batch, _):
-                return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD
-
-            return measure(
-                shape, degradation, metrics, severity, params, edit, forward, batches, full_x, full_x
-            )
-
-        self.start, self.advance, self.point = (Program(f, precision) for f in (start, go_on, point))
+        self.start, self.advance, self.end = (Program(f, precision) for f in (start, go_on, end))
+        self.measure = measuring(shape, metrics, precision, 1)
 
     def sweep(
         self, params: Params, fitted: Fitted, severity: float, where: Where, key: Array, batches: Batches,
@@ -50,7 +45,9 @@ class Recovery:
         edit, state = self.start(jnp.float32(severity), params, fitted, where, key)
         for until in steps:
             state = self.advance(state, edit, tokens_nBT, jnp.int32(until))
-            yield self.point(jnp.float32(severity), params, edit, state, batches, full_x)
+            acting, cost = self.end(jnp.float32(severity), params, edit, state)
+            sums, counts = self.measure(params, jax.tree.map(lambda a: a[None], acting), batches, full_x)
+            yield Point(sums[0], counts[0], cost)
 
 
 @functools.lru_cache(maxsize=64)

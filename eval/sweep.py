@@ -1,7 +1,9 @@
-"""The sweep engine: one executable per (shape, method) computes a curve point.
+"""The sweep engine: two executables make a curve point, one per (shape, method) that degrades and one per shape
+that measures.
 
-Severity, draw key, selector and parameters are its arguments, so severities, draws and seeds never recompile.
-The degradation is applied once per point, outside the loop over batches, and no weights return to the host.
+Severity, draw key, selector and parameters are their arguments, so severities, draws and seeds never recompile, and
+methods whose edits have the same fields share what measures them.  A degradation is applied once per point, outside
+the loop over batches; no weights return to the host.  A point starts at the first layer that it changes.
 """
 
 import functools
@@ -39,8 +41,16 @@ class Batches(NamedTuple):
         return Batches(*(jnp.asarray(a[index].reshape(-1, batch, a.shape[1])) for a in arrays))
 
 
+class Start(NamedTuple):
+    """Where a point starts.  below: which residual stream it takes, l = the one that enters block l; first: the
+    first block that runs on it, n_layers where none does (an exit)."""
+
+    below: int
+    first: int
+
+
 class Point(NamedTuple):
-    """What one executable returns: sums and counts [metrics, sequences] and the cost, all f32."""
+    """One curve point: sums and counts [metrics, sequences] and the cost, all f32."""
 
     sums: Array
     counts: Array
@@ -57,35 +67,48 @@ class Engine:
     def __init__(
         self, shape: Shape, degradation: Degradation, metrics: tuple[str, ...], precision: str, points: int
     ):
-        self.degradation, self.points = degradation, points
+        self.shape, self.degradation, self.points = shape, degradation, points
         self.fit = Program(degradation.fit, precision)
-        self.point = Program(
-            functools.partial(_over_severities, points, _point, shape, degradation, metrics), precision
-        )
-        self.point_above = Program(
-            functools.partial(_over_severities, points, _point_above, shape, degradation, metrics), precision
-        )
+        self.degrade = Program(functools.partial(_degraded, degradation, points), precision)
+        self.measure = measuring(shape, metrics, precision, points)
+        self.measure_from = measuring_from(shape, metrics, precision, points)
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
-        batches: Batches, full_x: Array, below: tuple[int, Array] | None = None,
+        batches: Batches, full_x: Array, starts: Sequence[Start] = (), stream: Array | None = None,
     ) -> Iterator[Point]:  # fmt: skip
-        """One Point per severity.  full_x: `undegraded(...)` of the same batches.  below = (layer, block_in):
-        the first layer that `where` selects and the undegraded residual stream [n, B, S, D] that enters it;
-        only the blocks from there on run."""
+        """One Point per severity.  full_x: `undegraded(...)` of the same batches.  starts: of each severity, then
+        stream is `streams(...)` of the batches; none: all blocks run."""
         for first in range(0, len(severities), self.points):
-            chunk = list(severities[first : first + self.points])
-            padded = np.asarray(chunk + chunk[-1:] * (self.points - len(chunk)), np.float32)
-            if below is None:
-                out = self.point(padded, params, fitted, where, key, batches, full_x)
+            chunk = slice(first, first + self.points)
+            edits, costs = self.degrade(self._padded(severities[chunk]), params, fitted, where, key)
+            if starts:
+                below, entry = self._padded(starts[chunk]).astype(np.int32).T
+                sums, counts = self.measure_from(params, edits, batches, stream, below, entry)
             else:
-                out = self.point_above(padded, params, fitted, where, key, batches, full_x, *below)
-            for i in range(len(chunk)):
-                yield jax.tree.map(lambda a, i=i: a[i], out)
+                sums, counts = self.measure(params, edits, batches, full_x)
+            for i in range(len(severities[chunk])):
+                yield jax.tree.map(lambda a, i=i: a[i], Point(sums, counts, costs))
 
-    def compilations(self) -> int:
-        """How many executables the points have cost so far."""
-        return self.point.executables() + self.point_above.executables()
+    def starts(self, severities: Sequence[Severity], layer: int | None) -> list[Start]:
+        """Where points may start that degrade one layer, or (None) all of the scope; empty where that is the
+        first block."""
+        first = self.degradation.scope.layer_range(self.shape)[0] if layer is None else layer
+        if layer is None and self.degradation.exit is not None:
+            exits = [int(self.degradation.exit(jnp.float32(severity))) for severity in severities]
+            return [Start(exit, self.shape.n_layers) for exit in exits]
+        return [Start(first, first)] * len(severities) if first and self.degradation.local else []
+
+    def executables(self) -> int:
+        """How many the degradation has cost so far."""
+        return self.degrade.executables()
+
+    def memory(self) -> int:
+        """Bytes of temporaries and results of the largest program of a point."""
+        return max(program.memory() for program in (self.degrade, self.measure, self.measure_from))
+
+    def _padded(self, values: Sequence) -> np.ndarray:
+        return np.asarray(list(values) + [values[-1]] * (self.points - len(values)), np.float32)
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,44 +120,80 @@ def engine(
     return Engine(shape, degradation, metrics, precision, points)
 
 
-def _over_severities(points: int, point, shape, degradation, metrics, severity_P: Array, *arguments) -> Point:
-    def at(severity):
-        return point(shape, degradation, metrics, severity, *arguments)
-
+def each(points: int, f, *arguments_P):
+    """f of every point, results stacked; one point needs no `vmap`."""
     if points == 1:
-        return jax.tree.map(lambda a: a[None], at(severity_P[0]))
-    return jax.vmap(at)(severity_P)
+        one = f(*jax.tree.map(lambda a: a[0], arguments_P))
+        return jax.tree.map(lambda a: a[None], one)
+    return jax.vmap(f)(*arguments_P)
 
 
-def _point(shape, degradation, metrics, severity, params, fitted, where, key, batches, full_x) -> Point:
-    edit = degradation.apply(params, fitted, severity, where, key)
+def _degraded(degradation: Degradation, points: int, severity_P, params, fitted, where, key):
+    """(the acting edit, its cost) of each severity."""
 
-    def forward(batch, _):
-        return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD
+    def one(severity):
+        edit = degradation.apply(params, fitted, severity, where, key)
+        return edit.acting(), degradation.cost(params, edit, severity)
 
-    return measure(shape, degradation, metrics, severity, params, edit, forward, batches, full_x, full_x)
-
-
-def _point_above(
-    shape, degradation, metrics, severity, params, fitted, where, key, batches, full_x, layer, block_in
-) -> Point:  # fmt: skip
-    edit = degradation.apply(params, fitted, severity, where, key)
-
-    def forward(batch, x_BSD):
-        return apply(params, batch.tokens[:, :-1], shape, edit, start=(layer, x_BSD)).x_BSD
-
-    return measure(shape, degradation, metrics, severity, params, edit, forward, batches, full_x, block_in)
+    return each(points, one, severity_P)
 
 
-def measure(
-    shape, degradation, metrics, severity, params, edit: Edit, forward, batches, full_x, x_in
-) -> Point:
-    """All metrics of one degraded model.  forward(batch, x_in of the batch) -> residual stream."""
+@functools.lru_cache(maxsize=32)
+def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
+    """(params, edits [P, ...], batches, full_x) -> sums and counts [P, metrics, sequences]."""
+
+    def program(params, edit_P, batches, full_x):
+        def one(edit):
+            def residual(batch, x_BSD):
+                return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD, x_BSD
+
+            return measure(shape, metrics, params, edit, residual, batches, full_x)
+
+        return each(points, one, edit_P)
+
+    return Program(program, precision)
+
+
+@functools.lru_cache(maxsize=32)
+def measuring_from(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
+    """(params, edits, batches, stream, below [P], first [P]): `measuring` for points that start in mid-model."""
+
+    def program(params, edit_P, batches, stream, below_P, first_P):
+        def one(edit, below, first):
+            def residual(batch, index):
+                x_BSD = stream[below, index]
+                x_BSD = apply(params, batch.tokens[:, :-1], shape, edit, start=(first, x_BSD)).x_BSD
+                return x_BSD, stream[shape.n_layers, index]
+
+            return measure(shape, metrics, params, edit, residual, batches, jnp.arange(stream.shape[1]))
+
+        return each(points, one, edit_P, below_P, first_P)
+
+    return Program(program, precision)
+
+
+@functools.lru_cache(maxsize=32)
+def plain(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
+    """(params, batches) -> sums and counts of the undegraded model: what a point is compared with in `bench`."""
+
+    def program(params, batches):
+        def residual(batch, _):
+            x_BSD = apply(params, batch.tokens[:, :-1], shape).x_BSD
+            return x_BSD, x_BSD
+
+        return measure(shape, metrics, params, None, residual, batches, jnp.arange(len(batches.tokens)))
+
+    return Program(program, precision)
+
+
+def measure(shape, metrics, params, edit: Edit | None, residual, batches, along) -> tuple[Array, Array]:
+    """Sums and counts [metrics, sequences] of one degraded model.  residual(batch, its entry of `along`) -> the
+    residual streams behind the last block, degraded and undegraded."""
     degraded = merge(params, edit)
 
     def one(item):
-        batch, full_BSD, in_BSD = item
-        logits = unembed(degraded, forward(batch, in_BSD), shape)
+        batch, x_BSD, full_BSD = item[0], *residual(*item)
+        logits = unembed(degraded, x_BSD, shape)
         targets = batch.tokens[:, 1:]
         view = View(
             logits_BSV=logits,
@@ -147,13 +206,13 @@ def measure(
         pairs = [METRICS[name].measure(view) for name in metrics]
         return jnp.stack([s for s, _ in pairs]), jnp.stack([c for _, c in pairs])
 
-    sums, counts = lax.map(one, (batches, full_x, x_in))
+    sums, counts = lax.map(one, (batches, along))
     flat = lambda a: jnp.moveaxis(a, 1, 0).reshape(len(metrics), -1)  # noqa: E731
-    return Point(flat(sums), flat(counts), degradation.cost(params, edit, severity))
+    return flat(sums), flat(counts)
 
 
 @functools.lru_cache(maxsize=32)
-def undegraded(shape: Shape, precision: str):
+def undegraded(shape: Shape, precision: str) -> Program:
     """(params, batches) -> residual stream after the last block, [n, B, S, D]; shared by all points."""
 
     def forward(params, batches):
@@ -163,12 +222,15 @@ def undegraded(shape: Shape, precision: str):
 
 
 @functools.lru_cache(maxsize=32)
-def entering(shape: Shape, precision: str):
-    """(params, batches) -> the residual stream that enters every block, [L, n, B, S, D]: what a
-    sensitivity sweep starts from.  Same bits as inside the full forward."""
+def streams(shape: Shape, precision: str) -> Program:
+    """(params, batches) -> the residual stream that enters every block and, last, that behind all of them,
+    [L + 1, n, B, S, D].  Same bits as inside the full forward."""
 
     def forward(params, batches):
-        inner = lax.map(lambda b: apply(params, b.tokens[:, :-1], shape).inner["block_in"], batches)
-        return jnp.moveaxis(inner, 1, 0)
+        def one(batch):
+            out = apply(params, batch.tokens[:, :-1], shape)
+            return jnp.concatenate([out.inner["block_in"], out.x_BSD[None]])
+
+        return jnp.moveaxis(lax.map(one, batches), 1, 0)
 
     return Program(forward, precision)

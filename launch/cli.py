@@ -112,13 +112,43 @@ class Mask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure: `coordinates` draws the coordinate check of the parametrisation over widths and depths;
-    `rates` sweeps the learning rate over the shapes of a study's family."""
+    """Measure how fast wane is here, and check that learning rates transfer.
 
-    what: Annotated[Positional[Literal["coordinates", "rates"]], arg(metavar="WHAT")]
+    What there is:
+      train        training steps: tokens per second, share of what the machine can multiply
+      sweep        forward passes, a whole sweep, points that start in mid-model
+      methods      one point of every method, in plain evaluations
+      compile      seconds that quickstart spends compiling, in a first and in a second run
+      all          the four of them
+      coordinates  activation sizes over widths and depths: does the parametrisation keep them level?
+      rates        the best learning rate of every shape of a study's family
+
+    Examples:
+      wane bench train --against torch
+      wane bench all --against torch --json bench.json
+      wane bench rates --study quickstart
+    """
+
+    what: Annotated[
+        Positional[Literal["train", "sweep", "methods", "compile", "all", "coordinates", "rates"]],
+        arg(metavar="WHAT"),
+    ]
+    against: Annotated[
+        Literal["torch"] | None, arg(help="also run PyTorch, eager and compiled, in turns (extra `bench`)")
+    ] = None
+    json: Annotated[Path | None, arg(metavar="FILE", help="write all numbers there")] = None
+    shapes: Annotated[
+        tuple[str, ...],
+        arg(metavar="NAME", help="some of D128-L4, D64-L16, D256-L1, D256-L8; default: all"),
+    ] = ()
+    dtype: Annotated[Literal["float32", "bfloat16"], arg(help="of activations and products")] = "float32"
+    rounds: Annotated[int, arg(help="turns that each piece of work takes")] = 5
+    seconds: Annotated[float, arg(help="length of a turn")] = 1.0
     study: Annotated[str, arg(help="rates: whose family and data")] = "quickstart"
     overrides: Overrides = ()
-    out: Annotated[Path, arg(metavar="DIR", help="where figures and numbers go")] = Path("runs/bench")
+    out: Annotated[Path, arg(metavar="DIR", help="coordinates, rates: where figures and numbers go")] = Path(
+        "runs/bench"
+    )
     debug: Debug = False
 
 

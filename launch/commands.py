@@ -6,7 +6,9 @@ import jax
 from rich.console import Console
 
 from wane.eval.report import write_report
-from wane.launch import bench, cli, listing, studies
+from wane.launch import cli, listing, studies
+from wane.launch.bench import run as bench
+from wane.launch.bench import setting as bench_setting
 from wane.launch.environment import resolve
 from wane.launch.masks import export_mask
 from wane.launch.plan import make_plan, show_plan
@@ -34,7 +36,11 @@ def execute(command: "cli.Command") -> None:
         case cli.Cell():
             run_cell(command.study, command.id, console, accept_drift=command.accept_drift)
         case cli.Bench():
-            bench.run(command.what, command.study, command.overrides, command.out, console)
+            setting = bench_setting.Setting(
+                console=console, against=command.against, shapes=command.shapes or tuple(bench_setting.SHAPES),
+                dtype=command.dtype, rounds=command.rounds, seconds=command.seconds,
+            )  # fmt: skip
+            bench.run(command.what, setting, command.study, command.overrides, command.out, command.json)
         case cli.Mask():
             degrade = studies.degrade_of(
                 command.method, command.settings, command.severity, command.calibration

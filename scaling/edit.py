@@ -67,6 +67,10 @@ class Edit:
     weight_grid: dict[str, Grid] | None = None
     before: "Edit | None" = None
 
+    def acting(self) -> "Edit":
+        """Without what no forward pass reads."""
+        return dataclasses.replace(self, weight_bits=None, weight_grid=None, before=None)
+
     def per_layer(self) -> "Edit":
         """The part that acts inside a block, as a scan over layers slices it: of the residual edits [L, 2, ...],
         after attention and after the MLP."""

@@ -7,25 +7,31 @@ products run in `shape.dtype`; softmax, norms and the loss run in f32.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
+from wane.scaling.attention import attend, attend_causal, attention_map
 from wane.scaling.corrupt import corrupt_embeddings, corrupt_tokens
 from wane.scaling.edit import SITES, Edit, Params, merge
+from wane.scaling.product import product
 from wane.scaling.quantize import fake_quantize_activation, fake_quantize_range
 from wane.scaling.shape import Shape
 
 Inner = dict[str, Array]
 Cache = dict[str, Array]
+# What the backward pass reads of a block instead of computing it again: all that cost a matrix product.
+SAVED = ("q", "k", "v", "heads", "norm", "mid", "gate", "up", "down")
 
 
 class Output(NamedTuple):
-    """x_BSD: residual stream after the last block, before the final norm.  inner: every block's
-    intermediates, stacked [L, ...]; None where only the last layers ran."""
+    """x_BSD: residual stream after the last block, before the final norm.  inner: the blocks' intermediates that
+    were asked for, stacked [L, ...]; None where only the last layers ran."""
 
     x_BSD: Array
     inner: Inner | None
@@ -49,20 +55,6 @@ def rotate(x_BSHK: Array, positions_S: Array, theta: float) -> Array:
     cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
     a, b = jnp.split(x_BSHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BSHK.dtype)
-
-
-def attend(q_BSHK: Array, k_BCGK: Array, v_BCGK: Array, positions_S: Array) -> tuple[Array, Array]:
-    """Causal softmax attention; C keys, G key-value heads each serving H / G query heads.
-
-    Returns the heads' outputs [B, S, H, K] and the attention map [B, H, S, C] in f32.
-    """
-    repeats = q_BSHK.shape[2] // k_BCGK.shape[2]
-    k, v = (jnp.repeat(t, repeats, axis=2) if repeats > 1 else t for t in (k_BCGK, v_BCGK))
-    scores = jnp.einsum("bshk,bchk->bhsc", q_BSHK, k, preferred_element_type=jnp.float32)
-    causal_SC = jnp.arange(k.shape[1]) <= positions_S[:, None]
-    scores = jnp.where(causal_SC, scores * q_BSHK.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-    map_BHSC = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum("bhsc,bchk->bshk", map_BHSC.astype(v.dtype), v), map_BHSC
 
 
 def route(x_BSD: Array, router_DE: Array, top_k: int, edit: Edit) -> tuple[Array, Array]:
@@ -119,7 +111,7 @@ class Block(nn.Module):
             return self.attention(x, edit, cache, inner)
 
         x_BSD, cache = self.sublayer(x_BSD, self.attn_norm, attention, edit.attn_L)
-        x_BSD = inner["mid"] = restrict(x_BSD, edit, 0)
+        x_BSD = inner["mid"] = checkpoint_name(restrict(x_BSD, edit, 0), "mid")
         x_BSD, _ = self.sublayer(x_BSD, self.mlp_norm, lambda x: (self.mlp(x, edit, inner), None), edit.mlp_L)
         return restrict(x_BSD, edit, 1), inner, cache
 
@@ -159,7 +151,12 @@ class Block(nn.Module):
             k = lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
             v = lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
             cache = {"k": k, "v": v, "length": start + S}
-        heads_BSHK, inner["attn_map"] = attend(q, k, v, positions_S)
+        inner["attn_map"] = attention_map(q, k, positions_S)
+        if cache is None:
+            q, k, v = (checkpoint_name(t, name) for name, t in zip("qkv", (q, k, v), strict=True))
+            heads_BSHK = attend_causal(q, k, v)
+        else:
+            heads_BSHK = attend(q, k, v, positions_S)
         if edit.head_LH is not None:
             heads_BSHK = heads_BSHK * edit.head_LH[:, None].astype(heads_BSHK.dtype)
         x = self.enter("o_in", heads_BSHK.reshape(B, S, -1), edit, inner)
@@ -171,15 +168,16 @@ class Block(nn.Module):
         the top k, add them up."""
         routed_BSD = x_BSD  # the router reads what no edit of its neighbours' inputs has rounded
         x_BSD = self.enter("mlp_in", x_BSD, edit, inner)
-        h = self.product("up", x_BSD, edit)
+        h = checkpoint_name(self.product("up", x_BSD, edit), "up")
         if self.shape.activation == "swiglu":
-            h = nn.silu(self.product("gate", x_BSD, edit)) * h
+            h = nn.silu(checkpoint_name(self.product("gate", x_BSD, edit), "gate")) * h
         else:
             h = nn.gelu(h, approximate=True)  # the tanh form, as in GPT-2
         if edit.neuron_LF is not None:
             h = h * edit.neuron_LF.astype(h.dtype)
         y = self.product("down", self.enter("down_in", h, edit, inner), edit)
         if self.shape.n_experts is not None:
+            y = checkpoint_name(y, "down")  # read by the gradient of the routing weights
             inner["router"], inner["route"] = route(routed_BSD, self.router, self.shape.top_k, edit)
             y = jnp.einsum("bse,bsed->bsd", inner["route"].astype(y.dtype), y)
         inner["mlp_out"] = y
@@ -207,7 +205,7 @@ class Block(nn.Module):
     def product(self, name, x, edit):
         w = getattr(self, name).astype(x.dtype)
         if w.ndim == 2:
-            y = x @ w
+            y = product(x, w)
         else:
             y = jnp.einsum("bsei,eio->bseo" if x.ndim == 4 else "bsi,eio->bseo", x, w)
         if edit.bias is not None and name in edit.bias:
@@ -279,8 +277,7 @@ def unembed(params: Params, x_BSD: Array, shape: Shape) -> Array:
     norm = params.get("final_norm", {})
     x = normalize(x_BSD, norm.get("scale"), norm.get("bias"), shape.norm_eps)
     w_DV = params["embed"].T if shape.tied_embeddings else params["unembed"]
-    logits = jnp.matmul(x, w_DV.astype(x.dtype), preferred_element_type=jnp.float32)
-    return logits * shape.logit_scale
+    return product(x, w_DV.astype(x.dtype), "float32") * shape.logit_scale
 
 
 def apply(
@@ -289,8 +286,12 @@ def apply(
     shape: Shape,
     edit: Edit | None = None,
     start: tuple[Array, Array] | None = None,
+    keep: Sequence[str] | None = None,
 ) -> Output:
     """Residual stream after all blocks, under an edit.
+
+    keep: names of the intermediates (`block`) that are wanted, None: all.  A forward pass drops what is not used
+    by itself; the gradient of one does not, so training says what it wants.
 
     start = (layer, x_BSD), both traced: x_BSD is the residual stream before block `layer` (inner["block_in"]
     of a full forward), and only the blocks from there on run; tokens_BS is then not read.  Same bits as the
@@ -303,7 +304,7 @@ def apply(
     x_BSD = embed(params, corrupt_BS, shape)
 
     def run(params: Params, edit: Edit, x_BSD: Array) -> Output:
-        x_BSD, inner = _blocks(params, x_BSD, shape, edit)
+        x_BSD, inner = _blocks(params, x_BSD, shape, edit, keep)
         if source_BS is not None:  # after a deletion: what stood last before each original position
             x_BSD = jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
         return Output(_leave(x_BSD, edit), inner)
@@ -315,15 +316,18 @@ def apply(
     return run(params, edit, corrupt_embeddings(x_BSD, tokens_BS, edit.corruption, loss_B))
 
 
-def _blocks(params: Params, x_BSD: Array, shape: Shape, edit: Edit) -> tuple[Array, Inner]:
+def _blocks(
+    params: Params, x_BSD: Array, shape: Shape, edit: Edit, keep: Sequence[str] | None
+) -> tuple[Array, Inner]:
     """All blocks as one scan over layers."""
 
     def body(x_BSD, layer):
         x_BSD, inner, _ = block(layer[0], x_BSD, shape, layer[1])
-        return x_BSD, inner
+        return x_BSD, inner if keep is None else {name: inner[name] for name in keep}
 
-    if shape.remat:
-        body = jax.checkpoint(body, prevent_cse=False)
+    saved = () if shape.remat else SAVED
+    policy = jax.checkpoint_policies.save_only_these_names(*saved)
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return lax.scan(body, enter(x_BSD, edit), (params["blocks"], edit.per_layer()))
 
 
@@ -371,6 +375,6 @@ def init_cache(batch: int, length: int, shape: Shape) -> Cache:
 
 
 __all__ = [
-    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply", "attend", "block", "embed", "enter",
-    "init_cache", "init_params", "merge", "nll", "nll_of_logits", "normalize", "rotate", "route", "unembed",
+    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply", "block", "embed", "enter", "init_cache",
+    "init_params", "merge", "nll", "nll_of_logits", "normalize", "rotate", "route", "unembed",
 ]  # fmt: skip

@@ -1,12 +1,26 @@
-"""The arithmetic of `wane bench`: where a learning rate is best."""
+"""`wane bench`: turns, peers, the arithmetic of ratios and of learning rates; PyTorch's model against wane's."""
 
+import io
+import json
 import math
+import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
-from wane.launch.bench import optimum
+from wane.launch.bench import run as bench
+from wane.launch.bench import setting as settings
+from wane.launch.bench.parametrization import optimum
+from wane.launch.bench.peers import Peer
+from wane.launch.bench.setting import Setting
+from wane.launch.bench.timing import alternate, ratios, spread
+from wane.launch.bench.wane_work import shape_of
+from wane.scaling.model import apply, init_params, nll, unembed
 
+TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "head_dim": 8, "d_ff": 32, "vocab": 32, "context": 16}
 LRS = [0.001 * 2.0**i for i in range(7)]
 
 
@@ -25,3 +39,178 @@ def test_rates_that_diverged_do_not_count():
 def test_an_optimum_at_the_end_of_the_grid_is_not_extrapolated():
     assert optimum(LRS, list(np.arange(7.0))) == LRS[0]
     assert optimum(LRS, list(-np.arange(7.0))) == LRS[-1]
+
+
+def test_work_takes_turns_in_rotating_order():
+    calls = []
+
+    def work(name, seconds):
+        def timed(repetitions):
+            calls.append((name, repetitions))
+            return seconds * repetitions
+
+        return timed
+
+    found = alternate({"a": work("a", 0.1), "b": work("b", 0.5)}, rounds=3, seconds=1.0)
+    assert calls[:4] == [("a", 1), ("b", 1), ("a", 1), ("b", 1)], "two runs that do not count"
+    assert calls[4:] == [("a", 10), ("b", 2), ("b", 2), ("a", 10), ("a", 10), ("b", 2)]
+    assert found["a"] == pytest.approx([0.1] * 3)
+    assert ratios(found, "a", "b") == pytest.approx([5.0] * 3), "a is five times as fast"
+
+
+def test_a_spread_is_the_median_and_the_range():
+    assert spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert str(spread([3.0, 1.0, 2.0])) == "2 [1, 3]"
+
+
+def test_a_peer_works_in_a_process_of_its_own():
+    with Peer("bench_works:sleeping", seconds=0.05) as peer:
+        assert peer.facts["pid"] != os.getpid()
+        assert 0.15 <= peer.timed("sleep")(3) < 1.0
+        assert peer.peak_memory() > 2**20
+    assert not peer._process.is_alive()
+
+
+def test_a_peer_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="no such thing"):
+        Peer("bench_works:failing")
+    with Peer("bench_works:dying") as peer, pytest.raises(RuntimeError, match="exit code 3"):
+        peer.timed("end")(1)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A setting in which everything takes a moment; (setting, what it printed)."""
+    monkeypatch.setitem(settings.SHAPES, "D16-L2", TINY)
+    monkeypatch.setattr(settings, "SIDE", 64)
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    return Setting(console=console, shapes=("D16-L2",), batch=4, sequences=8, rounds=2, seconds=0.01), printed
+
+
+def test_training_is_measured_against_the_ceiling(tiny, tmp_path):
+    setting, printed = tiny
+    bench.run("train", setting, "quickstart", (), tmp_path, tmp_path / "deep" / "numbers.json")
+    numbers = json.loads((tmp_path / "deep" / "numbers.json").read_text())
+    (row,) = numbers["training"]
+    assert row["flops"] == 4 * 16 * shape_of(TINY, "float32").flops_per_token(backward=True)
+    for seconds, tokens, share, rate in zip(
+        row["seconds"], row["tokens_per_second"], row["share_of_ceiling"], row["ceiling_flops_per_second"],
+        strict=True,
+    ):  # fmt: skip
+        assert tokens == pytest.approx(4 * 16 / seconds)
+        assert share == pytest.approx(row["flops"] / seconds / rate)
+    assert numbers["about"]["environment"]["jax_version"] == jax.__version__
+    assert "D16-L2" in printed.getvalue()
+    assert "[least, largest]" in printed.getvalue()
+
+
+def test_sweeps_are_measured_against_their_floors(tiny, tmp_path):
+    setting, printed = tiny
+    bench.run("sweep", setting, "quickstart", (), tmp_path, tmp_path / "numbers.json")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert {row["method"] for row in numbers["sweep"]} == set(bench.sweeping.METHODS)
+    assert all(len(row["seconds"]["wane"]) == bench.sweeping.DRAWS for row in numbers["sweep"])
+    (floor,) = numbers["floors"]
+    seconds = {name: np.array(values) for name, values in floor["seconds"].items()}
+    blocks = seconds["plain"] - seconds["head"]
+    # Two layers: points run two blocks and one.
+    np.testing.assert_allclose(
+        floor["sensitivity"], seconds["sensitivity"] / (1.5 * blocks + 2 * seconds["head"])
+    )
+    np.testing.assert_allclose(floor["exits"], seconds["exits"] / (seconds["plain"] + 2 * seconds["head"]))
+    assert "all early exits" in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"shapes": ("D3-L1",)}, "bench --shapes D3-L1: must be some of D128-L4"),
+        ({"rounds": 0}, "bench --rounds 0"),
+        ({"seconds": -1.0}, "--seconds -1.0"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(console=Console(), **fields)
+
+
+def gpt(torch, params):
+    """PyTorch's model with wane's parameters."""
+    from wane.launch.bench.torch_work import GPT
+
+    model = GPT(**TINY)
+    tensor = lambda a: torch.tensor(np.array(a))  # noqa: E731
+    with torch.no_grad():
+        model.embed.weight.copy_(tensor(params["embed"]))
+        model.unembed.weight.copy_(tensor(params["unembed"].T))
+        model.final_norm.weight.copy_(tensor(params["final_norm"]["scale"]))
+        for l, block in enumerate(model.blocks):
+            p = {name: tensor(leaf[l]) for name, leaf in params["blocks"].items()}
+            block.attention.qkv.weight.copy_(torch.cat([p["q"], p["k"], p["v"]], 1).T)
+            for name, layer in (
+                ("o", block.attention.o),
+                ("gate", block.gate),
+                ("up", block.up),
+                ("down", block.down),
+            ):
+                layer.weight.copy_(p[name].T)
+            block.attn_norm.weight.copy_(p["attn_norm_scale"])
+            block.mlp_norm.weight.copy_(p["mlp_norm_scale"])
+    return model
+
+
+@pytest.mark.parity
+def test_the_peer_is_the_same_model():
+    """Same logits, same loss, same gradient: what is compared does the same."""
+    torch = pytest.importorskip("torch")
+    from wane.launch.bench.torch_work import evaluate, loss_of
+
+    shape = shape_of(TINY, "float32")
+    params = jax.tree.map(lambda w: 3 * w + 0.01, init_params(jax.random.key(0), shape))
+    tokens = np.random.default_rng(0).integers(0, TINY["vocab"], (3, TINY["context"] + 1))
+    model, theirs = gpt(torch, params), torch.tensor(tokens)
+
+    def loss(params):
+        return nll(
+            params, apply(params, jnp.asarray(tokens)[:, :-1], shape).x_BSD, jnp.asarray(tokens), shape
+        ).mean()
+
+    logits = unembed(params, apply(params, jnp.asarray(tokens)[:, :-1], shape).x_BSD, shape)
+    np.testing.assert_allclose(model(theirs[:, :-1]).detach(), logits, atol=2e-5)
+    found = loss_of(model(theirs[:, :-1]), theirs)
+    found.backward()
+    value, grads = jax.value_and_grad(loss)(params)
+    assert found.item() == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(model.embed.weight.grad, grads["embed"], atol=1e-5)
+    np.testing.assert_allclose(model.blocks[0].down.weight.grad.T, grads["blocks"]["down"][0], atol=1e-5)
+    np.testing.assert_allclose(evaluate(model, theirs, 2, "float32").mean().item(), float(value), rtol=1e-6)
+
+
+@pytest.mark.parity
+def test_the_loop_degrades_as_it_says():
+    torch = pytest.importorskip("torch")
+    from wane.launch.bench.torch_work import GPT, METHODS, matrices
+
+    def degraded(name, severity):
+        torch.manual_seed(0)
+        model = GPT(**TINY)
+        before = torch.cat([m.weight.detach().flatten().clone() for m in matrices(model)])
+        with torch.no_grad():
+            METHODS[name](model, severity)
+        after = torch.cat([m.weight.detach().flatten() for m in matrices(model)])
+        return before, after
+
+    for name in METHODS:
+        before, after = degraded(name, 0.0)
+        assert torch.allclose(before, after, atol=1e-4), name
+    before, after = degraded("random_weights", 0.5)
+    assert math.isclose((after == 0).float().mean(), 0.5, abs_tol=0.01)
+    before, after = degraded("rtn", 0.75)  # 4 bits
+    assert 0.01 < (after - before).norm() / before.norm() < 0.2
+
+
+def test_a_missing_peer_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="PyTorch is not installed; pip install"):
+        bench.run("train", Setting(console=Console(), against="torch"), "quickstart", (), None, None)

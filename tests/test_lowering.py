@@ -108,10 +108,12 @@ def sweep_programs():
         jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
     )
     full_x = jax.ShapeDtypeStruct((n, *X_BSD.shape), jnp.float32)
-    key, layer = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
+    stream = jax.ShapeDtypeStruct((SHAPE.n_layers + 1, *full_x.shape), jnp.float32)
+    key, layers = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((2,), jnp.int32)
     programs = {
         "undegraded": (sweep.undegraded(SHAPE, "highest").jitted, PARAMS, batches),
-        "entering": (sweep.entering(SHAPE, "highest").jitted, PARAMS, batches),
+        "streams": (sweep.streams(SHAPE, "highest").jitted, PARAMS, batches),
+        "plain": (sweep.plain(SHAPE, tuple(METRICS), "highest").jitted, PARAMS, batches),
     }
     for name in METHODS:
         shape, params = (MOE, MOE_PARAMS) if name in GROUPS["Routing"] else (SHAPE, PARAMS)
@@ -119,12 +121,13 @@ def sweep_programs():
         fitted = jax.eval_shape(method.fit, params, TOKENS_BT, key)
         programs[f"fit {name}"] = (method.fit, params, TOKENS_BT, key)
         engine = sweep.Engine(shape, method, tuple(METRICS), "highest", 2)
-        severities = jax.ShapeDtypeStruct((2,), jnp.float32)
-        arguments = (severities, params, fitted, where, key, batches, full_x)
-        programs[f"2 points of {name}"] = (engine.point.jitted, *arguments)
+        arguments = (jax.ShapeDtypeStruct((2,), jnp.float32), params, fitted, where, key)
+        programs[f"2 severities of {name}"] = (engine.degrade.jitted, *arguments)
+        edits, _ = jax.eval_shape(engine.degrade.jitted, *arguments)
+        programs[f"2 points of {name}"] = (engine.measure.jitted, params, edits, batches, full_x)
         if name in ("random_weights", "early_exit", "random_dimensions"):
             programs[f"2 points of {name} above a layer"] = (
-                engine.point_above.jitted, *arguments, layer, full_x,
+                engine.measure_from.jitted, params, edits, batches, stream, layers, layers,
             )  # fmt: skip
     return programs
 

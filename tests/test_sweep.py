@@ -60,15 +60,15 @@ def test_one_executable_for_all_severities_draws_and_seeds(splits):
     shape = dataclasses.replace(SHAPE, d_ff=25)  # not used elsewhere: nothing is compiled before
     few = Degrade(method="random_weights", severities=(0.1, 0.2), draws=2)
     engine = subject_of(splits, 0, shape).engine(few, 1)
-    assert engine.compilations() == 0
+    assert engine.executables() == 0
     rows_of(subject_of(splits, 0, shape), few)
-    assert engine.compilations() == 1
+    assert engine.executables() == 1
     many = Degrade(method="random_weights", severities=tuple(i / 30 for i in range(1, 30)), draws=3)
     rows_of(subject_of(splits, 1, shape), many)
     more = Degrade(method="random_weights", severities=(0.111, 0.222, 0.333))
     rows_of(subject_of(splits, 2, shape), more)
     assert subject_of(splits, 2, shape).engine(more, 1) is engine
-    assert engine.compilations() == 1
+    assert engine.executables() == 1
     assert engine.fit.executables() == 1
 
 
@@ -76,27 +76,77 @@ def test_scopes_of_sensitivity_share_one_executable(splits):
     shape = dataclasses.replace(SHAPE, d_ff=26)
     degrade = Degrade(method="random_heads", severities=(0.5, 1.0), each="head")
     rows, _, ticks = rows_of(subject_of(splits, 0, shape), degrade)
-    assert subject_of(splits, 0, shape).engine(degrade, 1).compilations() == 1
+    assert subject_of(splits, 0, shape).engine(degrade, 1).executables() == 1
     assert ticks == 3 * 2 * 3  # layers x heads x severities with the identity
     assert {(r["layer"], r["head"]) for r in rows} == {(layer, h) for layer in range(3) for h in range(2)}
 
 
-@pytest.mark.parametrize("method", ["random_weights", "rtn", "random_neurons", "activations"])
-def test_sensitivity_from_the_cached_prefix_has_the_bits_of_the_full_forward(splits, method):
-    subject = subject_of(splits)
-    degrade = Degrade(method=method, each="layer")
+def both_ways(subject, degrade):
+    """(selector, points that start where they may, points of the full forward) of every unit."""
     programs = subject.engine(degrade, 1)
     key = subject.draw_key(degrade, 0)
     fitted = programs.fit(subject.params, subject.calibration(degrade), key)
     severities = [s for s, *_ in degrade.grid(SHAPE)]
-    entering = subject.entering()
     for layer, _, where in selections(degrade, SHAPE):
         arguments = (subject.params, fitted, severities, where, key, subject.batches, subject.full_x)
-        above = list(programs.sweep(*arguments, (np.int32(layer), entering[layer])))
-        full = list(programs.sweep(*arguments))
+        starts = programs.starts(severities, layer)
+        above = list(programs.sweep(*arguments, starts, subject.stream if starts else None))
+        yield starts, above, list(programs.sweep(*arguments))
+
+
+@pytest.mark.parametrize("method", ["random_weights", "rtn", "random_neurons", "activations"])
+def test_sensitivity_from_the_cached_prefix_has_the_bits_of_the_full_forward(splits, method):
+    for layer, (starts, above, full) in enumerate(
+        both_ways(subject_of(splits), Degrade(method=method, each="layer"))
+    ):
+        assert {start.first for start in starts} == ({layer} if layer else set())
         for a, b in zip(above, full, strict=True):
             np.testing.assert_array_equal(a.sums, b.sums)
     assert not np.array_equal(full[0].sums, full[-1].sums)
+
+
+@pytest.mark.parametrize(
+    ("degrade", "first", "below"),
+    [
+        (Degrade(method="rtn", scope=Scope(layers=(1, 3))), 1, 1),
+        (Degrade(method="random_heads", scope=Scope(layers=(2, 3))), 2, 2),
+        (Degrade(method="early_exit", severities=(0.34, 0.67, 1.0)), 3, [3, 2, 1, 0]),
+        (
+            Degrade(
+                method="early_exit", settings={"lens": "tuned", "steps": 3}, severities=(0.34, 0.67, 1.0)
+            ),
+            3,
+            [3, 2, 1, 0],
+        ),
+    ],
+)
+def test_points_start_at_the_first_layer_that_they_change(splits, degrade, first, below):
+    ((starts, above, full),) = both_ways(subject_of(splits), degrade)
+    below = below if isinstance(below, list) else [below] * len(starts)
+    assert [(s.below, s.first) for s in starts] == [(b, first) for b in below]
+    for a, b in zip(above, full, strict=True):
+        np.testing.assert_array_equal(a.sums, b.sums)
+    assert not np.array_equal(full[0].sums, full[-1].sums)
+
+
+def test_points_start_at_the_first_layer_in_chunks_too(splits):
+    degrade = Degrade(method="early_exit", severities=(0.34, 0.67, 1.0))
+    one, _, _ = rows_of(subject_of(splits), degrade)
+    many, _, _ = rows_of(subject_of(splits), degrade, points=3)
+    np.testing.assert_allclose([r["value"] for r in many], [r["value"] for r in one], rtol=1e-5, atol=1e-6)
+
+
+def test_methods_share_what_measures_them(splits):
+    shape = dataclasses.replace(SHAPE, d_ff=27)
+    subject = subject_of(splits, 0, shape)
+    programs = [
+        subject.engine(Degrade(method=method, severities=(0.5,)), 1)
+        for method in ("random_weights", "magnitude_weights")
+    ]
+    for method in ("random_weights", "magnitude_weights"):
+        rows_of(subject, Degrade(method=method, severities=(0.5,)))
+    assert programs[0].measure is programs[1].measure
+    assert programs[0].measure.executables() == 1
 
 
 def test_the_selector_is_taken_into_account(splits):

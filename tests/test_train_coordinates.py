@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from wane.launch.coordinates import (
+from wane.launch.bench.coordinates import (
     SITES,
     activation_sizes,
     coordinate_check,

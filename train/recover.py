@@ -45,7 +45,7 @@ def advance(
 
     def loss(params: Params, tokens_BT: Array) -> Array:
         held = hold(params, edit)
-        x_BSD = apply(held, tokens_BT[:, :-1], shape, acting).x_BSD
+        x_BSD = apply(held, tokens_BT[:, :-1], shape, acting, keep=()).x_BSD
         return jnp.mean(nll(held, x_BSD, tokens_BT, shape))
 
     def update(state: Recovering) -> Recovering:

@@ -38,7 +38,8 @@ def objective(
 ) -> tuple[Array, dict[str, Array]]:
     """(what is minimised, what it is made of): the mean negative log-likelihood per target token in nats,
     `loss`, and with experts load_balance times `imbalance`."""
-    x_BSD, inner = apply(params, tokens_BT[:, :-1], shape)
+    routing = () if shape.n_experts is None else ("router", "route")
+    x_BSD, inner = apply(params, tokens_BT[:, :-1], shape, keep=routing)
     value = jnp.mean(nll(params, x_BSD, tokens_BT, shape))
     if shape.n_experts is None:
         return value, {"loss": value}

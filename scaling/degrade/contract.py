@@ -158,7 +158,8 @@ class Degradation:
     hold(params, edit) -> params: the same removal or rounding on other parameters, straight-through; called at
     each step of a training under it, and unchanged by a second call on its own result.
     cost(params, edit, severity) -> Cost.  severities: the default grid, in units of `setting`.
-    local: leaves alone what runs before the first selected layer, so that a sensitivity sweep may start there.
+    local: leaves alone what runs before the first selected layer, so that a sweep may start there.
+    exit(severity) -> l: all that it does is to skip the blocks from l on (int32), so that a sweep runs none.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Degradation:
     sequential: bool = False
     needs_calibration: bool = False
     local: bool = True
+    exit: Callable[[Array], Array] | None = None
     promises: Promises
     fit: Callable[[Params, Array, Array], Fitted]
     apply: Callable[[Params, Fitted, Array, Where, Array], Edit]

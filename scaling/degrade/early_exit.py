@@ -41,13 +41,16 @@ def early_exit(
         raise ValueError(f"early_exit.learning_rate = {learning_rate}: must be a positive number")
     index_L = np.arange(shape.n_layers)
 
+    def exit_of(severity: Array) -> Array:
+        return shape.n_layers - count(shape.n_layers, severity)
+
     def fit(params: Params, calibration_NT: Array, key: Array) -> Lens | None:
         if lens == "none":
             return None
         return tuned_lens(params, calibration_NT, shape, steps=steps, learning_rate=learning_rate)
 
     def apply(params: Params, fitted: Lens | None, severity: Array, where: Where, key: Array) -> Edit:
-        left = shape.n_layers - count(shape.n_layers, severity)
+        left = exit_of(severity)
         behind_L = index_L >= left
         edit = edit_of(jnp.where(behind_L & where.layer_L, jnp.float32(0), jnp.float32(1)), "block")
         if fitted is None:
@@ -63,6 +66,7 @@ def early_exit(
         severities=FRACTIONS,
         random=False,
         needs_calibration=lens == "tuned",
+        exit=exit_of,
         promises=Promises(nested=True, exact_count=True),
         fit=fit,
         apply=apply,

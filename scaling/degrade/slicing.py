@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from wane.scaling.attention import attend
 from wane.scaling.degrade.contract import Cost
 from wane.scaling.degrade.cost import FULL_BITS
 from wane.scaling.edit import Edit, Params, fold, merge
-from wane.scaling.model import attend, normalize, rotate
+from wane.scaling.model import normalize, rotate
 from wane.scaling.shape import Shape
 
 READS = {"q": "attn", "k": "attn", "v": "attn", "gate": "mlp", "up": "mlp"}  # the norm that a matrix reads
@@ -175,7 +176,7 @@ def _attention(block: dict, x: Array, shape: Shape) -> Array:
     positions_S = jnp.arange(S)
     if shape.rope_theta is not None:
         q, k = rotate(q, positions_S, shape.rope_theta), rotate(k, positions_S, shape.rope_theta)
-    return attend(q, k, v, positions_S)[0].reshape(B, S, -1) @ block["o"]
+    return attend(q, k, v, positions_S).reshape(B, S, -1) @ block["o"]
 
 
 def _mlp(block: dict, x: Array, shape: Shape) -> Array:

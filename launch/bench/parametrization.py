@@ -1,4 +1,4 @@
-"""Measurements of wane itself: `wane bench WHAT` runs one, prints its table and leaves figures and numbers."""
+"""`wane bench coordinates` and `wane bench rates`: does one learning rate serve every shape?"""
 
 import json
 import math
@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from wane.eval.study import Study
-from wane.launch import coordinates
+from wane.launch.bench import coordinates
+from wane.launch.bench.coordinates import Row
 from wane.launch.cells import cohorts
-from wane.launch.coordinates import Row
 from wane.launch.environment import resolve
 from wane.launch.studies import load_study
 from wane.scaling.shape import Parametrization
@@ -20,6 +20,7 @@ from wane.train.config import Train
 from wane.train.data import Data, open_data
 
 WIDTHS, DEPTHS, STEPS, SEEDS = (32, 64, 128, 256), (2, 4, 8, 16), 5, (0, 1)
+BENCHES = ("coordinates", "rates")
 OCTAVES = (-3, -2, -1, 0, 1, 2, 3)  # learning rates swept: train.lr times 2 to each
 
 

@@ -1,0 +1,1 @@
+"""`wane bench`: measurements of wane itself."""

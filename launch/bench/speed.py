@@ -1,0 +1,75 @@
+"""Tokens per second of training steps and of forward passes: against PyTorch, and as a share of the rate at which
+the machine multiplies matrices."""
+
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from rich.table import Table
+
+from wane.launch.bench.peers import Peer
+from wane.launch.bench.setting import HERE, PEER, SHAPES, Ceilings, Setting
+from wane.launch.bench.timing import alternate, geometric_mean, ratios, spread
+
+Row = dict[str, Any]
+
+
+def measure(setting: Setting, work: Literal["training", "forward"]) -> list[Row]:
+    """One row per shape and peer; each list has one entry per round."""
+    rows = []
+    for shape in setting.shapes:
+        common = {"dims": SHAPES[shape], "batch": setting.batch, "dtype": setting.dtype}
+        if work == "forward":
+            common["sequences"] = setting.sequences
+        with ExitStack() as stack:
+            ceilings = stack.enter_context(Ceilings(setting))
+            peers = {"wane": stack.enter_context(Peer(f"{HERE}:{work}", **common))}
+            if setting.against:
+                for name, compiled in (("PyTorch eager", False), ("PyTorch compiled", True)):
+                    peers[name] = stack.enter_context(Peer(f"{PEER}:{work}", compiled=compiled, **common))
+            works = {name: peer.timed(work) for name, peer in peers.items()} | ceilings.works()
+            found = alternate(works, setting.rounds, setting.seconds, setting.progress(f"{work}, {shape}"))
+            rate, facts = ceilings.rate(found), peers["wane"].facts
+        rows += [
+            {
+                "work": work, "shape": shape, "peer": name, "seconds": found[name], "flops": facts["flops"],
+                "tokens_per_second": [facts["tokens"] / s for s in found[name]],
+                "wane_is_faster_by": ratios(found, "wane", name),
+                "share_of_ceiling": [facts["flops"] / s / top for s, top in zip(found[name], rate, strict=True)],
+                "ceiling_flops_per_second": rate,
+            }
+            for name in peers
+        ]  # fmt: skip
+    return rows
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows, and the geometric mean over shapes of each peer: medians and [least, largest] of the rounds."""
+    out = Table(
+        "shape",
+        "peer",
+        "GFLOP",
+        "ms",
+        "tokens/s",
+        "wane is faster by",
+        "share of ceiling",
+        title=rows[0]["work"],
+    )
+    for row in rows:
+        measured = (row[key] for key in ("tokens_per_second", "wane_is_faster_by", "share_of_ceiling"))
+        milliseconds = spread([1e3 * s for s in row["seconds"]])
+        gflop = f"{row['flops'] / 1e9:.3g}"
+        out.add_row(
+            row["shape"],
+            row["peer"],
+            gflop,
+            f"{milliseconds.median:.4g}",
+            *(str(spread(v)) for v in measured),
+        )
+    for peer in dict.fromkeys(row["peer"] for row in rows):
+        mine = [row for row in rows if row["peer"] == peer]
+        means = (
+            geometric_mean([spread(row[key]).median for row in mine])
+            for key in ("wane_is_faster_by", "share_of_ceiling")
+        )
+        out.add_row("geometric mean", peer, "", "", "", *(f"{mean:.3g}" for mean in means))
+    return out

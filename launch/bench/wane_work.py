@@ -1,0 +1,219 @@
+"""What wane does, as pieces of work that `wane bench` repeats: the programs that training and sweeps really run."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wane.eval.sweep import Batches, Engine, Program, engine, measuring_from, plain, streams, undegraded
+from wane.launch.bench.peers import Run, Work
+from wane.launch.environment import resolve
+from wane.scaling.degrade import GROUPS, METHODS, build
+from wane.scaling.degrade.contract import Degradation, Where
+from wane.scaling.edit import Edit
+from wane.scaling.model import init_params
+from wane.scaling.shape import Parametrization, Shape
+from wane.train import run as train_run
+from wane.train.config import Train
+from wane.train.data import EvalSet
+from wane.train.placement import Placement
+
+METRICS, PRECISION = ("loss",), "highest"  # of an evaluation
+HALF = 0.5  # the severity of a point: half of what there is, 8 bits
+
+
+def shape_of(dims: dict[str, int], dtype: str) -> Shape:
+    return Shape(**dims, dtype=dtype, parametrization=Parametrization(name="standard"))
+
+
+def tokens(shape: Shape, *leading: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, shape.vocab, (*leading, shape.context + 1), np.int32)
+
+
+def repeated(step: Callable[[], Any]) -> Run:
+    """Dispatches all repetitions and waits for the last."""
+
+    def run(repetitions: int) -> None:
+        for _ in range(repetitions):
+            out = step()
+        jax.block_until_ready(out)
+
+    return run
+
+
+def machine(*, size: int, dtype: str) -> Work:
+    """The ceilings: a square matrix product; an array of f32 that is read and written.  facts: where this is."""
+    a_b = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
+    multiply, scale = jax.jit(lambda a, b: a @ b), jax.jit(lambda x: x * 1.0001, donate_argnums=0)
+    held, numbers = [jnp.zeros(2**26)], 2**26
+
+    def copy() -> Any:
+        held[0] = scale(held[0])
+        return held[0]
+
+    about = {"flops": 2 * size**3, "bytes": 8 * numbers, "environment": resolve(1)}
+    return Work({"product": repeated(lambda: multiply(*a_b)), "copy": repeated(copy)}, about)
+
+
+def training(
+    *, dims: dict[str, int], batch: int, dtype: str, replicas: int = 1, packing: str = "map"
+) -> Work:
+    """One step of a pack a repetition, the same batch again."""
+    shape = shape_of(dims, dtype)
+    run = train_run.Run(
+        shape=shape, train=Train(batch_size=batch), steps=1000, init_seeds=tuple(range(replicas)),
+        data_seeds=(0,) * replicas, lrs=None, keep_steps=(), packing=packing,
+    )  # fmt: skip
+    placement = Placement(run, None)
+    held = [placement.start()]
+    update, rates = placement.update(held[0]), placement.rates()
+    batch_RBT = placement.batch(tokens(shape, replicas, batch))
+
+    def step() -> Any:
+        held[0], metrics = update(held[0], batch_RBT, rates)
+        return metrics
+
+    return Work({"training": repeated(step)}, facts(shape, replicas * batch, backward=True))
+
+
+def facts(shape: Shape, sequences: int, *, backward: bool) -> dict[str, int]:
+    """Tokens of a repetition and the FLOPs that they must cost."""
+    tokens = sequences * shape.context
+    return {"tokens": tokens, "flops": tokens * shape.flops_per_token(backward=backward, all_experts=True)}
+
+
+class Bench:
+    """A member with random parameters and an evaluation set: what points are measured on."""
+
+    def __init__(self, dims: dict[str, int], sequences: int, batch: int, dtype: str):
+        self.shape = shape_of(dims, dtype)
+        self.params = init_params(jax.random.key(0), self.shape)
+        tokens_NT = tokens(self.shape, sequences)
+        everywhere = np.ones((sequences, self.shape.context), np.int32)
+        self.batches = Batches.of(
+            EvalSet(
+                tokens_NT=tokens_NT, task_N=np.zeros(sequences, np.int32), tasks=(), digest="",
+                scored_NS=everywhere.astype(bool), level_NS=everywhere, bytes_NS=everywhere,
+            ),
+            batch,
+        )  # fmt: skip
+        self.calibration_NT = jnp.asarray(tokens(self.shape, sequences))
+        self.full_x = undegraded(self.shape, PRECISION)(self.params, self.batches)
+
+    def plain(self) -> Any:
+        return self.plain_program(self.params, self.batches)
+
+    @property
+    def plain_program(self) -> Program:
+        return plain(self.shape, METRICS, PRECISION)
+
+    @functools.cached_property
+    def stream(self) -> jax.Array:
+        return streams(self.shape, PRECISION)(self.params, self.batches)
+
+    def engine(self, method: str, points: int = 1) -> Engine:
+        return engine(self.shape, build(method, self.shape), METRICS, PRECISION, points)
+
+    def fitted(self, method: str, draw: int = 0) -> Any:
+        return self.engine(method).fit(self.params, self.calibration_NT, jax.random.key(draw))
+
+    def sweep(
+        self, method: str, fitted: Any, severities: Sequence[float], points: int, layer: int | None = None
+    ):
+        """Points, as a sweep cell asks for them."""
+        programs = self.engine(method, points)
+        where = Where.everywhere(self.shape) if layer is None else Where.only(self.shape, layer)
+        starts = programs.starts(severities, layer)
+        return programs.sweep(
+            self.params, fitted, severities, where, jax.random.key(0), self.batches, self.full_x, starts,
+            self.stream if starts else None,
+        )  # fmt: skip
+
+
+def forward(**setting: Any) -> Work:
+    """The loss of every sequence of an evaluation set a repetition."""
+    bench = Bench(**setting)
+    return Work({"forward": repeated(bench.plain)}, facts(bench.shape, setting["sequences"], backward=False))
+
+
+def sweeping(*, methods: list[str], severities: list[float], **setting: Any) -> Work:
+    """One draw of a method a repetition: fit, then a point for every severity, its sums on the host."""
+    bench, points = Bench(**setting), resolve(1)["points_per_call"]
+
+    def run(method: str, repetitions: int) -> None:
+        for draw in range(repetitions):
+            for point in bench.sweep(method, bench.fitted(method, draw), severities, points):
+                np.asarray(point.sums)
+
+    return Work({method: functools.partial(run, method) for method in methods})
+
+
+def points(*, experts: bool, **setting: Any) -> Work:
+    """One point of every method a repetition, beside the plain evaluation and a forward of the calibration set.
+
+    facts: of each method whether it is sequential, has a residual map, and the memory of a point.
+    """
+    bench = Bench(**setting)
+    names = [name for name in METHODS if (name in GROUPS["Routing"]) == experts]
+    fitted: dict[str, Any] = {}
+
+    def point(method: str) -> Any:
+        if method not in fitted:
+            fitted[method] = bench.fitted(method)
+        return next(bench.sweep(method, fitted[method], [HALF], 1))
+
+    runs = {name: repeated(functools.partial(point, name)) for name in names}
+    about = {name: {"kind": kind(build(name, bench.shape))} for name in names}
+    return Work(runs | {"plain": repeated(bench.plain)}, about)
+
+
+def partial(**setting: Any) -> Work:
+    """Parts of a forward: the plain one, its head and loss alone, one point for every layer of a sensitivity sweep
+    (the streams that it starts from are there), and exits from every layer (making the streams included)."""
+    bench = Bench(**setting)
+    shape, where = bench.shape, Where.everywhere(bench.shape)
+    head = measuring_from(shape, METRICS, PRECISION, 1)
+    untouched = Edit()
+    fitted = bench.fitted("random_weights")
+    exits = [i / shape.n_layers for i in range(1, shape.n_layers + 1)]
+    programs = bench.engine("early_exit")
+
+    def sensitivity() -> Any:
+        points = [
+            next(bench.sweep("random_weights", fitted, [HALF], 1, layer)) for layer in range(shape.n_layers)
+        ]
+        return points[-1]
+
+    def all_exits() -> Any:
+        stream = streams(shape, PRECISION)(bench.params, bench.batches)
+        starts = programs.starts(exits, None)
+        return list(
+            programs.sweep(
+                bench.params,
+                None,
+                exits,
+                where,
+                jax.random.key(0),
+                bench.batches,
+                bench.full_x,
+                starts,
+                stream,
+            )
+        )[-1]
+
+    def head_alone() -> Any:
+        layers = np.full(1, shape.n_layers, np.int32)
+        return head(bench.params, untouched, bench.batches, bench.stream, layers, layers)
+
+    runs = {"plain": bench.plain, "head": head_alone, "sensitivity": sensitivity, "exits": all_exits}
+    return Work({name: repeated(run) for name, run in runs.items()})
+
+
+def kind(method: Degradation) -> str:
+    """What decides the cost of its points."""
+    if method.sequential:
+        return "sequential"
+    return "exit" if method.exit else "simple"

@@ -32,7 +32,7 @@ def against_loop(setting: Setting) -> list[Row]:
             for method in METHODS:
                 setting.say(f"sweep, {shape}: {method}")
                 works = {name: peer.timed(method) for name, peer in peers.items()}
-                found = alternate(works, DRAWS, seconds=0)
+                found = alternate(works, DRAWS, seconds=None)
                 row = {"shape": shape, "method": method, "points": len(SEVERITIES) * DRAWS, "seconds": found}
                 if setting.against:
                     row["wane_is_faster_by"] = ratios(found, "wane", "loop")

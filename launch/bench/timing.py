@@ -25,23 +25,23 @@ def spread(values: Sequence[float]) -> Spread:
 def alternate(
     works: Mapping[str, Timed],
     rounds: int,
-    seconds: float,
+    seconds: float | None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[float]]:
     """Name -> seconds per repetition in each round.
 
-    In every round each piece of work runs for about `seconds`, one after another and never at the same time; the
-    order rotates, so that a machine that slows down or speeds up favours none.  Two runs of each do not count: the
-    first compiles, the second decides how many repetitions fill a turn.
+    In every round each piece of work runs for about `seconds` (None: once), one after another and never at the same
+    time; the order rotates, so that a machine that slows down or speeds up favours none.  Before that each runs
+    once, to compile, and once more to learn how many repetitions fill a turn.
     """
     for work in works.values():
-        work(1)  # compiles
-    repetitions = {name: max(1, round(seconds / work(1))) for name, work in works.items()}
+        work(1)
+    times = {name: 1 if seconds is None else max(1, round(seconds / work(1))) for name, work in works.items()}
     names, found = list(works), {name: [] for name in works}
     for i in range(rounds):
         report(f"round {i + 1}/{rounds}")
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            found[name].append(works[name](repetitions[name]) / repetitions[name])
+            found[name].append(works[name](times[name]) / times[name])
     return found
 
 

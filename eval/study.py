@@ -1,7 +1,7 @@
 """A study: family x seeds x degradations x metrics, as one frozen value.  `wane.configs` only instantiates it."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from wane.eval.measure import METRICS
@@ -81,6 +81,10 @@ class Degrade:
     (sensitivity).  draws: realisations of a random method, nested in a member.  calibration: where the
     sequences that a method learns from come from: same (as in training), random (tokens), task:NAME,
     tasks:NAME=SHARE,..., or a text source.
+
+    refine: how many severities are added where the curves of the members compared leave most open
+    (`wane.eval.refine`), the same for all; `severities` is then the coarse grid.  identity: whether the
+    identity is measured; a refinement leaves it to the coarse grid.
     """
 
     method: str
@@ -92,10 +96,19 @@ class Degrade:
     calibration: str = "same"
     then: Then | None = None
     recovery: Recovery | None = None
+    refine: int = 0
+    identity: bool = True
 
     def __post_init__(self):
         check_method("degradations.method", self.method)
         check_calibration(self.calibration)
+        if self.refine < 0:
+            raise ValueError(f"degradations.refine = {self.refine}: must be 0 or a number of severities")
+        if self.refine and (self.each != "whole" or self.then or self.recovery):
+            raise ValueError(
+                f"degradations.refine = {self.refine}: is of the whole model under one method; leave out each, then"
+                " and recovery"
+            )
         if self.draws < 1:
             raise ValueError(f"degradations.draws = {self.draws}: must be at least 1")
         if self.then and self.recovery:
@@ -112,6 +125,20 @@ class Degrade:
         """The method, and what follows it."""
         after = self.then.method if self.then else "recovery" if self.recovery else ""
         return f"{self.method}+{after}" if after else self.method
+
+    @property
+    def piloted(self) -> bool:
+        """Whether a pilot may decide from it how many sequences a study needs."""
+        return self.each == "whole" and not self.recovery
+
+    @property
+    def coarse(self) -> "Degrade":
+        """What is measured before anything is refined."""
+        return dataclasses.replace(self, refine=0)
+
+    def refinement(self, settings: Sequence[float]) -> "Degrade":
+        """The severities that refinement adds, as a degradation of its own."""
+        return dataclasses.replace(self, refine=0, severities=tuple(settings), identity=False)
 
     def built(self, shape: Shape) -> Degradation:
         """Equal degradations of a shape are the same object.  Raises ValueError for what cannot be."""
@@ -142,7 +169,7 @@ class Degrade:
 
         Raises ValueError when a severity is outside what the method's unit allows.
         """
-        firsts = _severities(self.built(shape), self.severities)
+        firsts = _severities(self.built(shape), self.severities, self.identity)
         if self.recovery:
             counts = sorted({0, *self.recovery.steps})
             return tuple(Level(*first, float(n), float(n)) for first in firsts for n in counts)
@@ -160,9 +187,11 @@ def check_method(field: str, name: str) -> None:
         )
 
 
-def _severities(method: Degradation, asked: tuple[float, ...]) -> list[tuple[float, float]]:
-    """(severity, setting) pairs, the identity among them."""
-    settings = {identity_of(method.unit), *(asked or method.severities)}
+def _severities(
+    method: Degradation, asked: tuple[float, ...], identity: bool = True
+) -> list[tuple[float, float]]:
+    """(severity, setting) pairs, the identity among them where it is wanted."""
+    settings = {*((identity_of(method.unit),) if identity else ()), *(asked or method.severities)}
     try:
         return sorted((severity_of(setting, method.unit), setting) for setting in settings)
     except ValueError as error:
@@ -212,9 +241,17 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What every point is measured on.  All members of a study see the same sequences."""
+    """What every point is measured on.  All members of a study see the same sequences.
+
+    precision: half the width of the 95 % interval, over evaluation sequences, that a member's excess loss must
+    have at every point that costs at most `wane.eval.precision.RANGE` nats.  Before the first sweep a pilot on
+    other sequences decides how many that takes, for all members alike; `sequences` is then the most that may be
+    used.  None: `sequences` are used.
+    """
 
     sequences: int = 64  # per graded task, and per text source
+    precision: float | None = None  # nats per token
+    pilot_sequences: int = 16  # per graded task, and per text source; read with precision
     batch: int = 16  # sequences per step of the loop inside the executable
     seed: int = 0
     draw_seed: int = 0
@@ -227,6 +264,12 @@ class Evaluation:
         for field in ("sequences", "batch", "calibration_sequences"):
             if getattr(self, field) < 1:
                 raise ValueError(f"evaluation.{field} = {getattr(self, field)}: must be at least 1")
+        if self.precision is not None and not 0 < self.precision < float("inf"):
+            raise ValueError(
+                f"evaluation.precision = {self.precision}: must be a positive number of nats, or None"
+            )
+        if self.pilot_sequences < 2:
+            raise ValueError(f"evaluation.pilot_sequences = {self.pilot_sequences}: must be at least 2")
         for name in self.metrics:
             if name not in METRICS:
                 raise ValueError(
@@ -277,6 +320,11 @@ class Study:
             raise ValueError(f"arms = {names}: names must be different and not empty")
         if len({canonical(d) for d in self.degradations}) < len(self.degradations):
             raise ValueError("degradations: the same method, settings and scope stand there twice")
+        if self.evaluation.precision and not any(degrade.piloted for degrade in self.degradations):
+            raise ValueError(
+                f"evaluation.precision = {self.evaluation.precision}: a pilot needs a degradation of the whole"
+                " model without recovery; add one or give evaluation.sequences alone"
+            )
 
     def variants(self) -> Iterator[tuple[str, "Study", FixedMask | None]]:
         """(arm name, study with the arm's overrides applied, mask): the primary one first, named ""."""

@@ -1,11 +1,14 @@
 """A study as cells: the units of work and of resume, each named by the hash of everything that it depends on."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from wane.eval.cell import Splits
 from wane.eval.measure import METRICS
-from wane.eval.study import Degrade, FixedMask, Study
+from wane.eval.refine import refined
+from wane.eval.study import Degrade, Evaluation, FixedMask, Study
 from wane.scaling.config import to_json
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Degradation
@@ -60,7 +63,11 @@ class TrainCell:
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SweepCell:
     """Sweep one degradation over one member at one training step.  For a member that was trained under a mask,
-    `degrade` is the mask's method at its one severity and the member is measured as it is."""
+    `degrade` is the mask's method at its one severity and the member is measured as it is.
+
+    pilot: on the pilot's sequences, to decide how many a curve takes; its rows are not part of the table.
+    tentative: waits for something that is not decided yet; what stands here is the most that it may become.
+    """
 
     id: str
     trained: TrainCell
@@ -68,6 +75,10 @@ class SweepCell:
     step: int
     degrade: Degrade
     draws: range
+    splits: Splits
+    evaluation: Evaluation
+    pilot: bool = False
+    tentative: bool = False
 
     @property
     def title(self) -> str:
@@ -76,7 +87,8 @@ class SweepCell:
         at = "" if self.step == member.steps else f" step {self.step}"
         arm = f"{member.arm} " if member.arm else ""
         seed = member.init_seeds[self.replica]
-        return f"sweep {arm}{member.shape.name} seed {seed}{at} {self.degrade.name}{where}"
+        what = "pilot" if self.pilot else "sweep" if self.degrade.identity else "refine"
+        return f"{what} {arm}{member.shape.name} seed {seed}{at} {self.degrade.name}{where}"
 
     @property
     def method(self) -> Degradation:
@@ -96,6 +108,24 @@ class SweepCell:
 
 
 Cell = TrainCell | SweepCell
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What a study fixes after its members are trained and before its curves are measured, for all members alike.
+
+    asked: the evaluation for which it holds.  sequences: evaluation sequences per task; variance: what the pilot
+    found (`wane.eval.precision`).  grids: name of a degradation (`grid_name`) -> settings that refinement adds.
+    """
+
+    asked: Evaluation
+    sequences: int | None = None
+    variance: float | None = None
+    grids: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+
+def grid_name(degrade: Degrade) -> str:
+    return f"{degrade.name}-{digest_of(degrade)[:10]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,20 +159,28 @@ def cohorts(study: Study) -> list[Cohort]:
     return out
 
 
-def splits(study: Study, stream: Stream) -> Splits:
-    """The evaluation and calibration sequences of a study: those of its primary arm."""
+def splits(study: Study, stream: Stream, decided: Decided) -> tuple[Splits, Splits | None]:
+    """The evaluation and calibration sequences of a study: those of its primary arm; and the same with the pilot's
+    sequences where there is a pilot."""
     settings = study.evaluation
     count, seed = settings.calibration_sequences, settings.calibration_seed
     sources = dict.fromkeys(("same", *(degrade.calibration for degrade in study.degradations)))
-    return Splits(
-        evaluation=stream.evaluation(settings.sequences, settings.seed),
-        calibrations={source: calibration(source, stream, count, seed) for source in sources},
-        stream=stream,
-    )
+    calibrations = {source: calibration(source, stream, count, seed) for source in sources}
+    most = settings.sequences
+    drawn = stream.evaluation(most + (settings.pilot_sequences if settings.precision else 0), settings.seed)
+    curves, pilot = drawn.of_each_task(0, decided.sequences or most), drawn.of_each_task(most, None)
+    both = (Splits(evaluation=part, calibrations=calibrations, stream=stream) for part in (curves, pilot))
+    return next(both), next(both) if settings.precision else None
 
 
 def cells(
-    study: Study, cohorts: Sequence[Cohort], splits: Splits, packs: Sequence[Sequence[int]], width: int
+    study: Study,
+    cohorts: Sequence[Cohort],
+    splits: Splits,
+    pilot: Splits | None,
+    decided: Decided,
+    packs: Sequence[Sequence[int]],
+    width: int,
 ) -> list[Cell]:
     """Every cell of a study in the order in which they run: a member, then its sweeps.
 
@@ -159,7 +197,7 @@ def cells(
                     if not cohort.arm:
                         primary[shape, cohort.steps, tuple(pack)] = cell
                     out.append(cell)
-                    out += _sweeps(study, cell, splits)
+                    out += _sweeps(study, cell, splits, pilot, decided)
     return out
 
 
@@ -216,22 +254,55 @@ def mask_step(mask: FixedMask, steps: int) -> int:
     return round(mask.at * steps)
 
 
-def _sweeps(study: Study, trained: TrainCell, splits: Splits) -> Iterator[SweepCell]:
+def _sweeps(
+    study: Study, trained: TrainCell, splits: Splits, pilot: Splits | None, decided: Decided
+) -> Iterator[SweepCell]:
+    count = decided.sequences or study.evaluation.sequences
+    evaluation = dataclasses.replace(study.evaluation, sequences=count, precision=None)
+    open_count = bool(study.evaluation.precision) and decided.sequences is None
     for replica in range(trained.real):
         if trained.mask is not None:
             mask = trained.mask
             degrade = Degrade(method=mask.method, settings=mask.settings, severities=(trained.mask_setting,))
-            yield _sweep_cell(study, trained, replica, trained.steps, degrade, range(1), splits)
+            yield _sweep_cell(
+                trained, replica, trained.steps, degrade, range(1), splits, evaluation, tentative=open_count
+            )
             continue
+        for degrade in study.degradations if open_count else ():
+            if degrade.piloted:
+                yield _sweep_cell(
+                    trained, replica, trained.steps, degrade.coarse, range(1), pilot,
+                    dataclasses.replace(evaluation, sequences=study.evaluation.pilot_sequences), pilot=True,
+                )  # fmt: skip
         for step in sorted({*study.sweep_steps, trained.steps}):
             for degrade in study.degradations:
                 draws = degrade.draws if degrade.built(trained.shape).random else 1
-                for first in range(0, draws, DRAWS_PER_CELL):
-                    block = range(first, min(first + DRAWS_PER_CELL, draws))
-                    yield _sweep_cell(study, trained, replica, step, degrade, block, splits)
+                for part, open_grid in _parts(degrade, trained.shape, decided):
+                    for first in range(0, draws, DRAWS_PER_CELL):
+                        block = range(first, min(first + DRAWS_PER_CELL, draws))
+                        yield _sweep_cell(
+                            trained, replica, step, part, block, splits, evaluation,
+                            tentative=open_count or open_grid,
+                        )  # fmt: skip
 
 
-def _sweep_cell(study, trained: TrainCell, replica: int, step: int, degrade: Degrade, draws: range, splits):
+def _parts(degrade: Degrade, shape: Shape, decided: Decided) -> Iterator[tuple[Degrade, bool]]:
+    """The coarse grid, then the refinement; and whether the latter's severities are still open."""
+    yield degrade.coarse, False
+    if degrade.refine:
+        settings = decided.grids.get(grid_name(degrade))
+        known = settings is not None
+        if not known:
+            coarse = [level.setting for level in degrade.grid(shape)]
+            settings = refined(coarse, np.empty((0, len(coarse))), degrade.built(shape).unit, degrade.refine)
+        if settings:
+            yield degrade.refinement(settings), not known
+
+
+def _sweep_cell(
+    trained: TrainCell, replica: int, step: int, degrade: Degrade, draws: range, splits: Splits,
+    evaluation: Evaluation, *, pilot: bool = False, tentative: bool = False,
+) -> SweepCell:  # fmt: skip
     hashed = {
         "member": trained.member_id(replica),
         "trained": trained.id,
@@ -240,13 +311,14 @@ def _sweep_cell(study, trained: TrainCell, replica: int, step: int, degrade: Deg
         "settings": dict(degrade.built(trained.shape).settings),  # of a file, the digest of what it holds
         "grid": degrade.grid(trained.shape),
         "draws": list(draws),
-        "evaluation": study.evaluation,
+        "evaluation": evaluation,
         "sequences": splits.evaluation.digest,
         "calibration": splits.calibration_digest(degrade.calibration),
         "stream": splits.stream.digest if degrade.recovery else None,
         "versions": [VERSIONS["method"], VERSIONS["metric"]],
-        "metrics": [METRICS[name].version for name in study.evaluation.metrics],
+        "metrics": [METRICS[name].version for name in evaluation.metrics],
     }
     return SweepCell(
-        id=digest_of(hashed), trained=trained, replica=replica, step=step, degrade=degrade, draws=draws
-    )
+        id=digest_of(hashed), trained=trained, replica=replica, step=step, degrade=degrade, draws=draws,
+        splits=splits, evaluation=evaluation, pilot=pilot, tentative=tentative,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wane.eval.record import atomic_file
 from wane.eval.study import Study
-from wane.launch.cells import Cell, SweepCell, TrainCell
+from wane.launch.cells import Cell, Decided, SweepCell, TrainCell
 from wane.launch.environment import drift, resolve
 from wane.launch.plan import Plan, make_plan
 from wane.scaling.config import from_json, to_json
@@ -128,7 +128,8 @@ class StudyDirectory:
                 " accept different last bits with --accept-drift"
             )
         kept = {key: record["environment"][key] for key in ("pack", "packing", "points_per_call")}
-        return make_plan(study, now | kept, record["packs"])
+        decided = from_json(Decided, record["decided"], "study.json: decided")
+        return make_plan(study, now | kept, record["packs"], decided)
 
     def write(self, plan: Plan) -> None:
         """Write study.json: the resolved config, the environment, the packs and the family's table."""
@@ -136,6 +137,7 @@ class StudyDirectory:
             "study": to_json(plan.study),
             "environment": plan.environment,
             "packs": plan.packs,
+            "decided": plan.decided,
             "name": plan.study.name,
             "note": plan.study.note,
             "gate": to_json(plan.study.gate),

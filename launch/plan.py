@@ -11,7 +11,7 @@ from rich.table import Table
 
 from wane.eval.cell import Splits
 from wane.eval.study import Study
-from wane.launch.cells import Cell, Cohort, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
+from wane.launch.cells import Cell, Cohort, Decided, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
 from wane.launch.environment import available_memory
 from wane.scaling.family import describe
 from wane.scaling.shape import Shape
@@ -25,11 +25,12 @@ COMPILE_SECONDS = 2.0  # per executable: one per shape for training, one per sha
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """A resolved study: its data opened, its cells in order."""
+    """A resolved study: its data opened, its cells in order, with what has been decided so far."""
 
     study: Study
     environment: dict
     packs: list[list[int]]
+    decided: Decided
     cohorts: list[Cohort]
     splits: Splits
     cells: list[Cell]
@@ -50,7 +51,7 @@ class Plan:
             tokens = cell.steps * cell.train.batch_size * cell.data.context * len(cell.init_seeds)
             return tokens * cell.shape.flops_per_token(backward=True, all_experts=True)
         shape, study = cell.trained.shape, self.study
-        tokens = self.splits.evaluation.tokens_NT.shape[0] * study.data.context
+        tokens = len(cell.splits.evaluation.tokens_NT) * study.data.context
         unembed = 2 * shape.vocab * shape.d_model  # of the undegraded model, for the metrics that compare
         share = 1.0
         if cell.degrade.each != "whole":
@@ -80,7 +81,7 @@ class Plan:
     def _sweep_memory(self, cell: SweepCell) -> int:
         shape, evaluation = cell.trained.shape, self.study.evaluation
         points = self.environment["points_per_call"]
-        stream = len(self.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
+        stream = len(cell.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
         kept = 1 if cell.degrade.each == "whole" else 1 + shape.n_layers
         params = 4 * shape.param_counts()["total"] * (3 + points)
         if cell.method.sequential:
@@ -121,18 +122,27 @@ def hidden(shape: Shape) -> int:
     return shape.n_experts * (shape.d_ff + shape.d_model)
 
 
-def make_plan(study: Study, environment: dict, known_packs: Sequence[Sequence[int]] = ()) -> Plan:
+def make_plan(
+    study: Study,
+    environment: dict,
+    known_packs: Sequence[Sequence[int]] = (),
+    decided: Decided | None = None,
+    opened: list[Cohort] | None = None,
+) -> Plan:
     """Open the data, resolve shapes and cells and check that they fit into memory.
 
+    decided: by an earlier plan of the same study; opened: its data, when it is at hand.
     Raises ValueError in one line for anything that could not run.
     """
-    opened = cohorts(study)
-    common = splits(study, opened[0].stream)
+    opened = opened or cohorts(study)
+    if decided is None or decided.asked != study.evaluation:
+        decided = Decided(asked=study.evaluation)
+    common, pilot = splits(study, opened[0].stream, decided)
     width = environment["pack"]
     packs = pack_seeds(study.seeds, width, known_packs)
     plan = Plan(
-        study=study, environment=environment, packs=packs, cohorts=opened, splits=common,
-        cells=cells(study, opened, common, packs, width),
+        study=study, environment=environment, packs=packs, decided=decided, cohorts=opened, splits=common,
+        cells=cells(study, opened, common, pilot, decided, packs, width),
     )  # fmt: skip
     check_memory(plan, available_memory())
     return plan
@@ -188,8 +198,9 @@ def show_plan(plan: Plan, console: Console) -> None:
         values = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in source.items()}
         facts = ", ".join(f"{name} {value}" for name, value in values.items())
         console.print(f"data: {facts}", highlight=False)
+    most = "at most " if study.evaluation.precision else ""
     console.print(
-        f"evaluation: {len(data.tokens_NT)} sequences of {study.data.context} tokens, digest {data.digest};"
+        f"evaluation: {most}{len(data.tokens_NT)} sequences of {study.data.context} tokens, digest {data.digest};"
         f" calibration: {study.evaluation.calibration_sequences} sequences from"
         f" {', '.join(plan.splits.calibrations)}",
         highlight=False,
@@ -246,9 +257,9 @@ def kind_of(cell: Cell) -> str:
     """What a cell is counted as in the plan's table."""
     if isinstance(cell, TrainCell):
         return f"train {cell.arm}".strip()
-    return f"sweep {cell.degrade.name}" + (
-        "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
-    )
+    what = "pilot" if cell.pilot else "sweep" if cell.degrade.identity else "refine"
+    where = "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
+    return f"{what} {cell.degrade.name}{where}{', at most' if cell.tentative else ''}"
 
 
 def bytes_text(count: int) -> str:

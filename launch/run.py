@@ -17,10 +17,11 @@ from rich.console import Console
 from wane.eval import cell as sweeps
 from wane.eval.record import merge, write_rows
 from wane.eval.report import write_report
-from wane.eval.study import Study
+from wane.eval.study import Evaluation, Study
 from wane.launch.cells import Cell, SweepCell, TrainCell, mask_step
+from wane.launch.decide import decide
 from wane.launch.directory import StudyDirectory, write_json
-from wane.launch.plan import Plan, clock, expected_seconds, matmul_rate
+from wane.launch.plan import Plan, clock, expected_seconds, make_plan, matmul_rate
 from wane.launch.progress import Report, Tick
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import severity_of
@@ -45,21 +46,36 @@ def run_study(
     with directory.locked():
         plan = directory.plan(study, accept_drift=accept_drift)
         directory.clean()
-        directory.write(plan)
-        kinds = {"train": TrainCell, "sweep": SweepCell}
-        wanted = tuple(kinds[stage] for stage in stages if stage in kinds)
-        todo = [c for c in plan.cells if isinstance(c, wanted) and not directory.done(c)]
-        _announce(plan, todo, out, console)
-        with Report(console, study.name, len(todo), sum(map(plan.flops, todo))) as report:
-            for cell in todo:
-                execute(cell, plan, directory, report)
+        say = functools.partial(console.print, highlight=False)
+        while True:
+            directory.write(plan)
+            _execute_all(plan, directory, stages, console)
+            decided = decide(plan, directory, say)
+            if decided == plan.decided:
+                break
+            plan = make_plan(study, plan.environment, plan.packs, decided, plan.cohorts)
         if "sweep" in stages:
-            table = merge(
-                [directory.rows(c) for c in plan.cells if isinstance(c, SweepCell)], directory.curves
-            )
+            curves = [c for c in plan.cells if isinstance(c, SweepCell) and not c.pilot]
+            table = merge([directory.rows(c) for c in curves], directory.curves)
             console.print(f"{table.num_rows:,} rows in {directory.curves}", highlight=False)
         if "report" in stages:
             console.print(f"report: {write_report(out)}", highlight=False)
+
+
+def _execute_all(plan: Plan, directory: StudyDirectory, stages: Sequence[str], console: Console) -> None:
+    """Every cell of these stages that is not done, but for those that wait for a decision."""
+    kinds = {"train": TrainCell, "sweep": SweepCell}
+    wanted = tuple(kinds[stage] for stage in stages if stage in kinds)
+    todo = [c for c in plan.cells if isinstance(c, wanted) and not directory.done(c) and not waiting(c)]
+    _announce(plan, todo, directory, console)
+    with Report(console, plan.study.name, len(todo), sum(map(plan.flops, todo))) as report:
+        for cell in todo:
+            execute(cell, plan, directory, report)
+
+
+def waiting(cell: Cell) -> bool:
+    """Whether something that a cell depends on is not decided yet."""
+    return isinstance(cell, SweepCell) and cell.tentative
 
 
 def run_cell(out: Path, cell_id: str, console: Console, *, accept_drift: bool = False) -> None:
@@ -71,6 +87,10 @@ def run_cell(out: Path, cell_id: str, console: Console, *, accept_drift: bool = 
     if not found:
         raise ValueError(f"cell {cell_id}: not a cell of {out}; study.json lists {len(plan.cells)} ids")
     needed = found[0].trained if isinstance(found[0], SweepCell) else found[0].finished
+    if waiting(found[0]):
+        raise ValueError(
+            f"cell {cell_id}: waits for cells that decide its severities or sequences; run those first"
+        )
     if needed is not None and not directory.done(needed):
         raise ValueError(f"cell {cell_id}: needs cell {needed.id} ({needed.title}), which has not finished")
     if not directory.done(found[0]):
@@ -181,15 +201,15 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
 
 def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: Tick) -> None:
     """Sweep one degradation over one member; rows.parquet is its last file."""
-    study, trained = plan.study, cell.trained
+    trained = cell.trained
     outcome = read_outcome(directory.member(trained, cell.replica))
     timing = {}
     if outcome is not None and outcome.status == "diverged":
         reason = f"training diverged at step {outcome.step}: {outcome.reason}"
         member = _member(trained, cell.replica, cell.step, plan, digest="", reason=reason)
-        rows = sweeps.diverged_rows(member, cell.degrade, cell.draws, study.evaluation, plan.splits, cell.id)
+        rows = sweeps.diverged_rows(member, cell.degrade, cell.draws, cell.evaluation, cell.splits, cell.id)
     else:
-        subject = _subject(trained, cell.replica, cell.step, plan, directory)
+        subject = _subject(trained, cell.replica, cell.step, cell.splits, cell.evaluation, plan, directory)
         if trained.mask is not None:
             rows = sweeps.masked_rows(subject, cell.degrade, cell.id)
         else:
@@ -202,12 +222,13 @@ def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: 
 
 @functools.lru_cache(maxsize=1)
 def _subject(
-    trained: TrainCell, replica: int, step: int, plan: Plan, directory: StudyDirectory
-) -> sweeps.Subject:
+    trained: TrainCell, replica: int, step: int, splits: sweeps.Splits, evaluation: Evaluation, plan: Plan,
+    directory: StudyDirectory,
+) -> sweeps.Subject:  # fmt: skip
     """A member at a step, on the device; kept until another member is asked for."""
     params = load_params(trained, plan, directory, replica, step)
     member = _member(trained, replica, step, plan, digest=tree_digest(params), reason=None)
-    return sweeps.Subject(member, params, plan.splits, plan.study.evaluation)
+    return sweeps.Subject(member, params, splits, evaluation)
 
 
 def load_params(trained: TrainCell, plan: Plan, directory: StudyDirectory, replica: int, step: int) -> Params:
@@ -243,8 +264,8 @@ def _member(trained: TrainCell, replica: int, step: int, plan: Plan, digest: str
     )
 
 
-def _announce(plan: Plan, todo: Sequence[Cell], out: Path, console: Console) -> None:
-    done = len(plan.cells) - len(todo)
+def _announce(plan: Plan, todo: Sequence[Cell], directory: StudyDirectory, console: Console) -> None:
+    done, out = sum(map(directory.done, plan.cells)), directory.path
     if not todo:
         console.print(f"{plan.study.name}: all {done} cells are done in {out}", highlight=False)
         return

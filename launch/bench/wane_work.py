@@ -95,7 +95,7 @@ class Bench:
         everywhere = np.ones((sequences, self.shape.context), np.int32)
         self.batches = Batches.of(
             EvalSet(
-                tokens_NT=tokens_NT, task_N=np.zeros(sequences, np.int32), tasks=(), digest="",
+                tokens_NT=tokens_NT, task_N=np.zeros(sequences, np.int32), tasks=(),
                 scored_NS=everywhere.astype(bool), level_NS=everywhere, bytes_NS=everywhere,
             ),
             batch,

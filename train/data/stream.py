@@ -1,6 +1,7 @@
 """The training stream, the evaluation set and the calibration set of one data config."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 
@@ -23,7 +24,19 @@ class EvalSet:
     level_NS: np.ndarray  # int32: its difficulty (Task.level), -1 where it is not scored
     bytes_NS: np.ndarray  # int32: UTF-8 bytes of the predicted token; 0 where there are none
     tasks: tuple[Task, ...]
-    digest: str
+
+    @functools.cached_property
+    def digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.tokens_NT, self.task_N, self.level_NS, self.bytes_NS):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def of_each_task(self, first: int, end: int) -> "EvalSet":
+        """The sequences first, first + 1, .., end - 1 of every task."""
+        chosen = np.concatenate([np.flatnonzero(self.task_N == t)[first:end] for t in range(len(self.tasks))])
+        arrays = ("tokens_NT", "task_N", "scored_NS", "level_NS", "bytes_NS")
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,9 +89,6 @@ class Stream:
         parts = [source.evaluation(sequences, seed) for source in self.sources]
         tokens_NT, level_NS, bytes_NS = (np.concatenate(p).astype(np.int32) for p in zip(*parts, strict=True))
         task_N = np.repeat(np.arange(len(self.sources), dtype=np.int32), sequences)
-        digest = hashlib.blake2b(digest_size=16)
-        for array in (tokens_NT, task_N, level_NS, bytes_NS):
-            digest.update(array.tobytes())
         return EvalSet(
             tokens_NT=tokens_NT,
             task_N=task_N,
@@ -86,7 +96,6 @@ class Stream:
             level_NS=level_NS,
             bytes_NS=bytes_NS,
             tasks=tuple(source.task for source in self.sources),
-            digest=digest.hexdigest(),
         )
 
     def calibration(self, sequences: int, seed: int) -> np.ndarray:

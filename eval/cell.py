@@ -120,7 +120,7 @@ def sweep(
             rows += point_rows(subject, degrade, about, point, cell_id)
             tick(1)
         clock["sweep_seconds"] += time.perf_counter() - started
-    memory = {"fit_memory_bytes": programs.fit.memory(), "point_memory_bytes": programs.memory()}
+    memory = {"fit_memory_bytes": sum(programs.fit.memory()), "point_memory_bytes": programs.memory()}
     return rows, clock | memory | {"executables": programs.executables()}
 
 

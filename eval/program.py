@@ -2,10 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+
+class Memory(NamedTuple):
+    """Bytes that a program takes beside its arguments; 0 where the backend does not tell."""
+
+    temporaries: int = 0
+    results: int = 0
 
 
 class Program:
@@ -23,19 +30,21 @@ class Program:
 
         self.jitted = jax.jit(traced)
         self._executables: dict[Any, Any] = {}
+        self._last: Any = None
 
     def __call__(self, *args: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
         signature = structure, tuple((np.shape(leaf), jax.typeof(leaf).dtype) for leaf in leaves)
         if signature not in self._executables:
             self._executables[signature] = self.jitted.lower(*args).compile()
-        return self._executables[signature](*args)
+        self._last = self._executables[signature]
+        return self._last(*args)
 
     def executables(self) -> int:
         """How many have been compiled so far."""
         return len(self._executables)
 
-    def memory(self) -> int:
-        """Bytes of temporaries and results of the largest executable; 0 where the backend does not tell."""
-        analyses = [executable.memory_analysis() for executable in self._executables.values()]
-        return max((a.temp_size_in_bytes + a.output_size_in_bytes for a in analyses if a), default=0)
+    def memory(self) -> Memory:
+        """Of the executable that ran last."""
+        analysis = self._last and self._last.memory_analysis()
+        return Memory(analysis.temp_size_in_bytes, analysis.output_size_in_bytes) if analysis else Memory()

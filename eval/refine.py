@@ -20,6 +20,12 @@ def interpolant(severity: np.ndarray, excess: np.ndarray) -> PchipInterpolator:
     return PchipInterpolator(severity, isotonic_regression(excess).x)
 
 
+def crossing(severity: np.ndarray, excess: np.ndarray, threshold: float) -> float:
+    """The least severity at which the interpolant reaches `threshold` nats; NaN where it does not."""
+    found = interpolant(severity, excess).solve(threshold, extrapolate=False)
+    return float(found[0]) if len(found) else float("nan")
+
+
 def errors(severity: np.ndarray, excess: np.ndarray) -> np.ndarray:
     """How far the interpolant and the chord part in each interval, in nats: two monotone curves through the same
     points.  Beyond RANGE a curve counts as flat."""

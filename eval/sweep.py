@@ -72,6 +72,7 @@ class Engine:
         self.degrade = Program(functools.partial(_degraded, degradation, points), precision)
         self.measure = measuring(shape, metrics, precision, points)
         self.measure_from = measuring_from(shape, metrics, precision, points)
+        self._measured = self.measure
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
@@ -82,6 +83,7 @@ class Engine:
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
             edits, costs = self.degrade(self._padded(severities[chunk]), params, fitted, where, key)
+            self._measured = self.measure_from if starts else self.measure
             if starts:
                 below, entry = self._padded(starts[chunk]).astype(np.int32).T
                 sums, counts = self.measure_from(params, edits, batches, stream, below, entry)
@@ -104,8 +106,10 @@ class Engine:
         return self.degrade.executables()
 
     def memory(self) -> int:
-        """Bytes of temporaries and results of the largest program of a point."""
-        return max(program.memory() for program in (self.degrade, self.measure, self.measure_from))
+        """Bytes that the last point took beside parameters, batches and streams: its edit stands while it is
+        measured."""
+        degrading, measuring = self.degrade.memory(), self._measured.memory()
+        return max(sum(degrading), degrading.results + sum(measuring))
 
     def _padded(self, values: Sequence) -> np.ndarray:
         return np.asarray(list(values) + [values[-1]] * (self.points - len(values)), np.float32)

@@ -1,5 +1,6 @@
 """`wane bench`: turns, peers, the arithmetic of ratios and of learning rates; PyTorch's model against wane's."""
 
+import dataclasses
 import io
 import json
 import math
@@ -11,16 +12,29 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from wane.configs.quickstart import STUDY
+from wane.eval.study import Degrade, Evaluation
 from wane.launch.bench import run as bench
 from wane.launch.bench import setting as settings
+from wane.launch.bench.fewer import bracket
 from wane.launch.bench.parametrization import optimum
 from wane.launch.bench.peers import Peer
 from wane.launch.bench.setting import Setting
 from wane.launch.bench.timing import alternate, ratios, spread
 from wane.launch.bench.wane_work import shape_of
+from wane.scaling.family import exact_ladder
 from wane.scaling.model import apply, init_params, nll, unembed
+from wane.train.config import Train
+from wane.train.data import Data
 
 TINY = {"d_model": 16, "n_layers": 2, "n_heads": 2, "head_dim": 8, "d_ff": 32, "vocab": 32, "context": 16}
+SMALL_MEMBER = dataclasses.replace(
+    STUDY, family=exact_ladder(16, depths=(1,), head_dim=8), seeds=(0,),
+    data=Data(sources="graded", context=32, facts=16, task_shares={"L1": 1.0, "S": 1.0}),
+    train=Train(tokens=4096, tokens_per_param=None, batch_size=8),
+    degradations=(Degrade(method="random_weights", severities=tuple(i / 16 for i in range(1, 17))),),
+    evaluation=Evaluation(sequences=8, batch=4, metrics=("loss",)),
+)  # fmt: skip
 LRS = [0.001 * 2.0**i for i in range(7)]
 
 
@@ -100,13 +114,15 @@ def test_training_is_measured_against_the_ceiling(tiny, tmp_path):
     ):  # fmt: skip
         assert tokens == pytest.approx(4 * 16 / seconds)
         assert share == pytest.approx(row["flops"] / seconds / rate)
+    assert all(0 <= share < 1 for share in row["waiting_for_data"])
     assert numbers["about"]["environment"]["jax_version"] == jax.__version__
     assert "D16-L2" in printed.getvalue()
     assert "[least, largest]" in printed.getvalue()
 
 
-def test_sweeps_are_measured_against_their_floors(tiny, tmp_path):
+def test_sweeps_are_measured_against_their_floors(tiny, tmp_path, monkeypatch):
     setting, printed = tiny
+    monkeypatch.setattr(bench.fewer, "MEMBER", SMALL_MEMBER)
     bench.run("sweep", setting, "quickstart", (), tmp_path, tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert {row["method"] for row in numbers["sweep"]} == set(bench.sweeping.METHODS)
@@ -120,6 +136,46 @@ def test_sweeps_are_measured_against_their_floors(tiny, tmp_path):
     )
     np.testing.assert_allclose(floor["exits"], seconds["exits"] / (seconds["plain"] + 2 * seconds["head"]))
     assert "all early exits" in printed.getvalue()
+    (passes,) = numbers["fewer_passes"]
+    context, points = 32, 1 + len(bench.fewer.COARSE) + bench.fewer.REFINED
+    pilot = (1 + len(bench.fewer.COARSE)) * 16 * 2
+    assert passes["without"]["tokens"] == 17 * 2 * 8 * context
+    assert passes["with"]["tokens"] == (points * passes["sequences"] + pilot) * context
+    assert "times fewer" in printed.getvalue()
+
+
+def test_memory_of_a_point_is_told_beside_its_time():
+    """A mask of weights holds something for each of them; one of layers next to nothing."""
+    with Peer(
+        "wane.launch.bench.wane_work:points", dims=TINY, experts=False, sequences=8, batch=4, dtype="float32"
+    ) as peer:
+        weights, layers = (peer.timed(f"{name} memory")(1) for name in ("random_weights", "remove_layers"))
+    assert layers < 0.1 < 0.5 < weights < 2
+
+
+class TestBracket:
+    """The interval of a critical severity, on sequences whose losses are drawn."""
+
+    severity = np.linspace(0, 1, 9)
+
+    def losses(self, rng, sequences=50, common=0.05):
+        """Two tasks; sequences differ by 1 nat, a degradation's changes by `common`."""
+        base = rng.normal(3, 1, 2 * sequences)
+        return np.stack([base + s + rng.normal(0, common, 2 * sequences) * (s > 0) for s in self.severity])
+
+    def test_covers_the_truth(self):
+        """Excess is the severity itself, so that the critical one is the threshold."""
+        rng = np.random.default_rng(0)
+        found = [bracket(self.severity, self.losses(rng), 2, common=True) for _ in range(60)]
+        covered = np.mean([row["low"] <= bench.fewer.THRESHOLD <= row["high"] for row in found])
+        assert covered >= 0.88
+
+    def test_common_sequences_narrow_it_by_the_ratio_of_the_spreads(self):
+        losses = self.losses(np.random.default_rng(1), sequences=400)
+        with_, without = (bracket(self.severity, losses, 2, common=c) for c in (True, False))
+        widths = [row["high"] - row["low"] for row in (with_, without)]
+        assert widths[1] > 10 * widths[0]
+        assert with_["critical"] == without["critical"]
 
 
 @pytest.mark.parametrize(

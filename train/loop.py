@@ -19,6 +19,7 @@ from wane.train.run import Run
 from wane.train.step import State
 
 Batches = Callable[[int, int], np.ndarray]  # (data seed, step) -> int32 [B, T]; pure
+DEPTH = 2  # batches made ahead of the device
 
 
 def train(
@@ -68,7 +69,7 @@ def _advance(
     def batch(step: int) -> jax.Array:
         return placement.batch(_pack_batch(run, batches, step))
 
-    with closing(prefetched(batch, logbook.step, run.steps, depth=2)) as ahead:
+    with closing(prefetched(batch, logbook.step, run.steps, DEPTH)) as ahead:
         for step, tokens_RBT in ahead:
             if run.masks(step + 1) and state_R.mask is None:
                 state_R, update = placement.mask(state_R), None

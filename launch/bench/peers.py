@@ -17,7 +17,8 @@ from typing import Any
 
 from wane.launch.bench.timing import Timed
 
-Run = Callable[[int], None]  # does the work so many times and returns when all is finished
+# Does the work so many times and returns when all is finished; a number that it returns stands for the seconds.
+Run = Callable[[int], float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,8 @@ def _serve(pipe: Any, build: str, arguments: dict[str, Any]) -> None:
                 pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
                 continue
             started = time.perf_counter()
-            work.runs[name](repetitions)
-            pipe.send(time.perf_counter() - started)
+            told = work.runs[name](repetitions)
+            pipe.send(time.perf_counter() - started if told is None else told)
     except EOFError:  # the parent is gone
         return
     except Exception:

@@ -14,7 +14,8 @@ EXPERTS = {"n_experts": 4, "top_k": 2}  # of the model on which routing is degra
 
 def measure(setting: Setting, shape: str = "D128-L4") -> list[Row]:
     """One row per method: seconds of a point and of the plain evaluation that stood beside it, and their ratio;
-    of a sequential method the ratio less the evaluation is in forwards of as many calibration sequences."""
+    of a sequential method the ratio less the evaluation is in forwards of as many calibration sequences.  memory:
+    bytes of a point over those of the plain evaluation, in parameters of the model."""
     rows = []
     for experts in (False, True):
         dims = SHAPES[shape] | (EXPERTS if experts else {})
@@ -24,14 +25,24 @@ def measure(setting: Setting, shape: str = "D128-L4") -> list[Row]:
                 works = {"point": peer.timed(name), "plain": peer.timed("plain")}
                 found = alternate(works, setting.rounds, setting.seconds)
                 ratio = [p / q for p, q in zip(found["point"], found["plain"], strict=True)]
-                rows.append({"method": name, "ratio": ratio, **found, **about})
+                memory = peer.timed(f"{name} memory")(1)
+                rows.append({"method": name, "ratio": ratio, "memory": memory, **found, **about})
                 setting.say(f"{name}: {spread(ratio)} plain evaluations")
     return rows
 
 
 def table(rows: list[Row]) -> Table:
-    out = Table("method", "kind", "ms", "plain evaluations", title="one point of every method")
+    out = Table(
+        "method", "kind", "ms", "plain evaluations", "memory over plain, x parameters",
+        title="one point of every method",
+    )  # fmt: skip
     for row in sorted(rows, key=lambda row: (row["kind"], spread(row["ratio"]).median)):
         milliseconds = 1e3 * spread(row["point"]).median
-        out.add_row(row["method"], row["kind"], f"{milliseconds:.4g}", str(spread(row["ratio"])))
+        out.add_row(
+            row["method"],
+            row["kind"],
+            f"{milliseconds:.4g}",
+            str(spread(row["ratio"])),
+            f"{row['memory']:.2f}",
+        )
     return out

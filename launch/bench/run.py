@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from wane.launch.bench import compiling, parametrization, points, speed, sweeping
+from wane.launch.bench import compiling, fewer, parametrization, points, speed, sweeping
 from wane.launch.bench.setting import Ceilings, Setting
 from wane.launch.bench.timing import Spread
 
@@ -22,11 +22,12 @@ def train(setting: Setting) -> list[Shown]:
 
 def sweep(setting: Setting) -> list[Shown]:
     forward, whole = speed.measure(setting, "forward"), sweeping.against_loop(setting)
-    floors = sweeping.over_floors(setting)
+    floors, passes = sweeping.over_floors(setting), fewer.measure(setting.say)
     return [
         ("forward", forward, speed.table(forward)),
         ("sweep", whole, sweeping.loop_table(whole)),
         ("floors", floors, sweeping.floor_table(floors)),
+        ("fewer_passes", passes, fewer.table(passes)),
     ]
 
 

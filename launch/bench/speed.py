@@ -11,6 +11,7 @@ from wane.launch.bench.setting import HERE, PEER, SHAPES, Ceilings, Setting
 from wane.launch.bench.timing import alternate, geometric_mean, ratios, spread
 
 Row = dict[str, Any]
+WAITING_STEPS = 20
 
 
 def measure(setting: Setting, work: Literal["training", "forward"]) -> list[Row]:
@@ -27,6 +28,8 @@ def measure(setting: Setting, work: Literal["training", "forward"]) -> list[Row]
                 for name, compiled in (("PyTorch eager", False), ("PyTorch compiled", True)):
                     peers[name] = stack.enter_context(Peer(f"{PEER}:{work}", compiled=compiled, **common))
             works = {name: peer.timed(work) for name, peer in peers.items()} | ceilings.works()
+            if work == "training":
+                waited = peers["wane"].timed("waiting")(WAITING_STEPS) / WAITING_STEPS
             found = alternate(works, setting.rounds, setting.seconds, setting.progress(f"{work}, {shape}"))
             rate, facts = ceilings.rate(found), peers["wane"].facts
         rows += [
@@ -39,6 +42,8 @@ def measure(setting: Setting, work: Literal["training", "forward"]) -> list[Row]
             }
             for name in peers
         ]  # fmt: skip
+        if work == "training":
+            rows[-len(peers)]["waiting_for_data"] = [waited / s for s in found["wane"]]
     return rows
 
 
@@ -52,6 +57,7 @@ def table(rows: list[Row]) -> Table:
         "tokens/s",
         "wane is faster by",
         "share of ceiling",
+        *(["waiting for data"] if "waiting_for_data" in rows[0] else []),
         title=rows[0]["work"],
     )
     for row in rows:
@@ -64,6 +70,7 @@ def table(rows: list[Row]) -> Table:
             gflop,
             f"{milliseconds.median:.4g}",
             *(str(spread(v)) for v in measured),
+            *([f"{spread(row['waiting_for_data']).median:.2%}"] if "waiting_for_data" in row else []),
         )
     for peer in dict.fromkeys(row["peer"] for row in rows):
         mine = [row for row in rows if row["peer"] == peer]

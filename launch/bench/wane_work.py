@@ -1,7 +1,9 @@
 """What wane does, as pieces of work that `wane bench` repeats: the programs that training and sweeps really run."""
 
 import functools
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -18,8 +20,10 @@ from wane.scaling.model import init_params
 from wane.scaling.shape import Parametrization, Shape
 from wane.train import run as train_run
 from wane.train.config import Train
-from wane.train.data import EvalSet
+from wane.train.data import Data, EvalSet, open_data
+from wane.train.loop import DEPTH
 from wane.train.placement import Placement
+from wane.train.prefetch import prefetched
 
 METRICS, PRECISION = ("loss",), "highest"  # of an evaluation
 HALF = 0.5  # the severity of a point: half of what there is, 8 bits
@@ -61,7 +65,8 @@ def machine(*, size: int, dtype: str) -> Work:
 def training(
     *, dims: dict[str, int], batch: int, dtype: str, replicas: int = 1, packing: str = "map"
 ) -> Work:
-    """One step of a pack a repetition, the same batch again."""
+    """One step of a pack a repetition, the same batch again.  waiting: the seconds for which as many steps stand
+    still for their batch of the graded language."""
     shape = shape_of(dims, dtype)
     run = train_run.Run(
         shape=shape, train=Train(batch_size=batch), steps=1000, init_seeds=tuple(range(replicas)),
@@ -76,7 +81,25 @@ def training(
         held[0], metrics = update(held[0], batch_RBT, rates)
         return metrics
 
-    return Work({"training": repeated(step)}, facts(shape, replicas * batch, backward=True))
+    stream = open_data(Data(sources="graded", context=max(32, shape.context)), steps=1, batch_size=batch)
+
+    def drawn(number: int) -> Any:  # costs what it costs in training; folded into the vocabulary of bytes
+        tokens_RBT = np.stack([stream.batch(seed, number) for seed in range(replicas)])
+        return placement.batch(tokens_RBT[..., : shape.context + 1] % shape.vocab)
+
+    def waiting(repetitions: int) -> float:
+        waited = 0.0
+        with closing(prefetched(drawn, 0, repetitions, DEPTH)) as ahead:
+            for _ in range(repetitions):
+                started = time.perf_counter()
+                _, tokens_RBT = next(ahead)
+                waited += time.perf_counter() - started
+                held[0], metrics = update(held[0], tokens_RBT, rates)
+                jax.block_until_ready(metrics)
+        return waited
+
+    runs = {"training": repeated(step), "waiting": waiting}
+    return Work(runs, facts(shape, replicas * batch, backward=True))
 
 
 def facts(shape: Shape, sequences: int, *, backward: bool) -> dict[str, int]:
@@ -152,9 +175,8 @@ def sweeping(*, methods: list[str], severities: list[float], **setting: Any) -> 
 
 
 def points(*, experts: bool, **setting: Any) -> Work:
-    """One point of every method a repetition, beside the plain evaluation and a forward of the calibration set.
-
-    facts: of each method whether it is sequential, has a residual map, and the memory of a point.
+    """One point of every method a repetition, beside the plain evaluation.  memory: bytes of a point over those of
+    the plain evaluation, in parameters of the model; facts: of each method what decides its cost.
     """
     bench = Bench(**setting)
     names = [name for name in METHODS if (name in GROUPS["Routing"]) == experts]
@@ -165,7 +187,13 @@ def points(*, experts: bool, **setting: Any) -> Work:
             fitted[method] = bench.fitted(method)
         return next(bench.sweep(method, fitted[method], [HALF], 1))
 
+    def memory(method: str, _: int) -> float:
+        point(method), bench.plain()
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(bench.params))
+        return (bench.engine(method).memory() - sum(bench.plain_program.memory())) / size
+
     runs = {name: repeated(functools.partial(point, name)) for name in names}
+    runs |= {f"{name} memory": functools.partial(memory, name) for name in names}
     about = {name: {"kind": kind(build(name, bench.shape))} for name in names}
     return Work(runs | {"plain": repeated(bench.plain)}, about)
 

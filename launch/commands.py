@@ -9,7 +9,7 @@ from wane.eval.report import write_report
 from wane.launch import cli, listing, studies
 from wane.launch.bench import run as bench
 from wane.launch.bench import setting as bench_setting
-from wane.launch.environment import resolve
+from wane.launch.environment import keep_freed_memory, resolve
 from wane.launch.masks import export_mask
 from wane.launch.plan import make_plan, show_plan
 from wane.launch.run import run_cell, run_study
@@ -20,6 +20,7 @@ OUT = Path("runs")
 
 def execute(command: "cli.Command") -> None:
     """Run one parsed command.  Raises ValueError or OSError in one line for bad input."""
+    keep_freed_memory()
     _configure_jax()
     # A log has no width: lines stay whole there.
     console = Console() if Console().is_terminal else Console(width=200)

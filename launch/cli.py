@@ -126,6 +126,8 @@ class Bench:
     Examples:
       wane bench train --against torch
       wane bench all --against torch --json bench.json
+      wane bench train --pack 64 --dtype bfloat16 --shapes D128-L4      a GPU: many small members at once
+      wane bench train --batch 64 --dtype bfloat16 --shapes D1024-L10   a GPU: model FLOPs utilisation
       wane bench rates --study quickstart
     """
 
@@ -139,8 +141,13 @@ class Bench:
     json: Annotated[Path | None, arg(metavar="FILE", help="write all numbers there")] = None
     shapes: Annotated[
         tuple[str, ...],
-        arg(metavar="NAME", help="some of D128-L4, D64-L16, D256-L1, D256-L8; default: all"),
+        arg(
+            metavar="NAME",
+            help="some of D128-L4, D64-L16, D256-L1, D256-L8 (the default) and D1024-L10, of 105 million",
+        ),
     ] = ()
+    batch: Annotated[int, arg(help="sequences of 128 bytes in a training step")] = 16
+    pack: Annotated[int, arg(help="train: also so many members as one program")] = 1
     dtype: Annotated[Literal["float32", "bfloat16"], arg(help="of activations and products")] = "float32"
     rounds: Annotated[int, arg(help="turns that each piece of work takes")] = 5
     seconds: Annotated[float, arg(help="length of a turn")] = 1.0

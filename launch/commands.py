@@ -38,8 +38,9 @@ def execute(command: "cli.Command") -> None:
             run_cell(command.study, command.id, console, accept_drift=command.accept_drift)
         case cli.Bench():
             setting = bench_setting.Setting(
-                console=console, against=command.against, shapes=command.shapes or tuple(bench_setting.SHAPES),
-                dtype=command.dtype, rounds=command.rounds, seconds=command.seconds,
+                console=console, against=command.against, shapes=command.shapes or bench_setting.DEFAULT,
+                dtype=command.dtype, batch=command.batch, pack=command.pack, rounds=command.rounds,
+                seconds=command.seconds,
             )  # fmt: skip
             bench.run(command.what, setting, command.study, command.overrides, command.out, command.json)
         case cli.Mask():

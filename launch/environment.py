@@ -22,9 +22,9 @@ def keep_freed_memory() -> None:
     """Let the process keep what programs free; to be called before the first program runs on a CPU.
 
     XLA asks malloc for the temporaries of every execution.  As glibc comes, large ones go back to the kernel, which
-    clears every page again at the next step: 18,000 page faults and a fifth of the processor time of a training step
-    of a million parameters.  Only the main thread's heap can keep them, so programs run on the thread that calls
-    them.  Together 1.2 to 1.4 times as fast.  Where the C library is another, the first part does nothing.
+    clears every page again at the next step: 18,000 page faults and a fifth of the processor time of a training
+    step of a million parameters.  Only the main thread's heap can keep them, so programs run on the thread that
+    calls them.  Together 1.2 to 1.4 times as fast.  Where the C library is another, the first part does nothing.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with contextlib.suppress(AttributeError, OSError):

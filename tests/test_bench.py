@@ -120,6 +120,19 @@ def test_training_is_measured_against_the_ceiling(tiny, tmp_path):
     assert "[least, largest]" in printed.getvalue()
 
 
+def test_a_pack_is_told_by_the_tokens_of_all_its_members(tiny, tmp_path):
+    setting, _ = tiny
+    setting = dataclasses.replace(setting, pack=3)
+    bench.run("train", setting, "quickstart", (), tmp_path, tmp_path / "numbers.json")
+    alone, packed = json.loads((tmp_path / "numbers.json").read_text())["training"]
+    assert packed["peer"] == "wane, 3 packed"
+    assert packed["flops"] == 3 * alone["flops"]
+    for i, seconds in enumerate(packed["seconds"]):
+        assert packed["tokens_per_second"][i] == pytest.approx(3 * 4 * 16 / seconds)
+        faster = alone["tokens_per_second"][i] / packed["tokens_per_second"][i]
+        assert packed["wane_is_faster_by"][i] == pytest.approx(faster)
+
+
 def test_sweeps_are_measured_against_their_floors(tiny, tmp_path, monkeypatch):
     setting, printed = tiny
     monkeypatch.setattr(bench.fewer, "MEMBER", SMALL_MEMBER)
@@ -183,6 +196,7 @@ class TestBracket:
     [
         ({"shapes": ("D3-L1",)}, "bench --shapes D3-L1: must be some of D128-L4"),
         ({"rounds": 0}, "bench --rounds 0"),
+        ({"pack": 0}, "bench --pack 0"),
         ({"seconds": -1.0}, "--seconds -1.0"),
     ],
 )

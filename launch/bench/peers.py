@@ -48,6 +48,8 @@ class Peer:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._pipe.close()  # on which it ends by itself, and lets go of what it holds
+        self._process.join(10)
         self._process.terminate()
         self._process.join()
 

@@ -22,19 +22,22 @@ def dims(d_model: int, n_layers: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-# Three shapes of about .8 million parameters and one of 6
+# Three shapes of about .7 million block parameters and one of 5
 SHAPES = {"D128-L4": dims(128, 4), "D64-L16": dims(64, 16), "D256-L1": dims(256, 1), "D256-L8": dims(256, 8)}
+DEFAULT = tuple(SHAPES)
+SHAPES |= {"D1024-L10": dims(1024, 10)}  # 105 million, for accelerators
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
     """rounds: how often pieces of work take turns; seconds: how long each runs in a turn.  against: whether
-    PyTorch runs beside."""
+    PyTorch runs beside.  pack: members that train as one program beside the one that trains alone."""
 
     console: Console
     against: Literal["torch"] | None = None
-    shapes: Sequence[str] = tuple(SHAPES)
+    shapes: Sequence[str] = DEFAULT
     batch: int = 16
+    pack: int = 1
     sequences: int = 128  # of an evaluation
     dtype: Literal["float32", "bfloat16"] = "float32"
     rounds: int = 5
@@ -44,6 +47,8 @@ class Setting:
         unknown = [name for name in self.shapes if name not in SHAPES]
         if unknown:
             raise ValueError(f"bench --shapes {unknown[0]}: must be some of {', '.join(SHAPES)}")
+        if self.pack < 1 or self.batch < 1:
+            raise ValueError(f"bench --pack {self.pack} --batch {self.batch}: must be at least 1")
         if self.rounds < 1 or self.seconds < 0:
             raise ValueError(
                 f"bench --rounds {self.rounds} --seconds {self.seconds}: must be at least 1 and at least 0"

@@ -27,20 +27,25 @@ def measure(setting: Setting, work: Literal["training", "forward"]) -> list[Row]
             if setting.against:
                 for name, compiled in (("PyTorch eager", False), ("PyTorch compiled", True)):
                     peers[name] = stack.enter_context(Peer(f"{PEER}:{work}", compiled=compiled, **common))
+            if work == "training" and setting.pack > 1:
+                packed = Peer(f"{HERE}:training", replicas=setting.pack, packing="vmap", **common)
+                peers[f"wane, {setting.pack} packed"] = stack.enter_context(packed)
             works = {name: peer.timed(work) for name, peer in peers.items()} | ceilings.works()
             if work == "training":
                 waited = peers["wane"].timed("waiting")(WAITING_STEPS) / WAITING_STEPS
             found = alternate(works, setting.rounds, setting.seconds, setting.progress(f"{work}, {shape}"))
-            rate, facts = ceilings.rate(found), peers["wane"].facts
+            rate = ceilings.rate(found)
+            does = {name: peer.facts or peers["wane"].facts for name, peer in peers.items()}
+        per_token = {name: [s / does[name]["tokens"] for s in found[name]] for name in peers}
         rows += [
             {
-                "work": work, "shape": shape, "peer": name, "seconds": found[name], "flops": facts["flops"],
-                "tokens_per_second": [facts["tokens"] / s for s in found[name]],
-                "wane_is_faster_by": ratios(found, "wane", name),
-                "share_of_ceiling": [facts["flops"] / s / top for s, top in zip(found[name], rate, strict=True)],
+                "work": work, "shape": shape, "peer": name, "seconds": found[name], "flops": about["flops"],
+                "tokens_per_second": [1 / s for s in per_token[name]],
+                "wane_is_faster_by": ratios(per_token, "wane", name),
+                "share_of_ceiling": [about["flops"] / s / top for s, top in zip(found[name], rate, strict=True)],
                 "ceiling_flops_per_second": rate,
             }
-            for name in peers
+            for name, about in does.items()
         ]  # fmt: skip
         if work == "training":
             rows[-len(peers)]["waiting_for_data"] = [waited / s for s in found["wane"]]

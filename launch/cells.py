@@ -81,14 +81,18 @@ class SweepCell:
     tentative: bool = False
 
     @property
+    def kind(self) -> str:
+        """pilot, sweep (the coarse grid) or refine."""
+        return "pilot" if self.pilot else "sweep" if self.degrade.identity else "refine"
+
+    @property
     def title(self) -> str:
         member = self.trained
         where = "" if self.degrade.each == "whole" else f" per {self.degrade.each}"
         at = "" if self.step == member.steps else f" step {self.step}"
         arm = f"{member.arm} " if member.arm else ""
         seed = member.init_seeds[self.replica]
-        what = "pilot" if self.pilot else "sweep" if self.degrade.identity else "refine"
-        return f"{what} {arm}{member.shape.name} seed {seed}{at} {self.degrade.name}{where}"
+        return f"{self.kind} {arm}{member.shape.name} seed {seed}{at} {self.degrade.name}{where}"
 
     @property
     def method(self) -> Degradation:

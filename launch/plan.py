@@ -257,9 +257,8 @@ def kind_of(cell: Cell) -> str:
     """What a cell is counted as in the plan's table."""
     if isinstance(cell, TrainCell):
         return f"train {cell.arm}".strip()
-    what = "pilot" if cell.pilot else "sweep" if cell.degrade.identity else "refine"
     where = "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
-    return f"{what} {cell.degrade.name}{where}{', at most' if cell.tentative else ''}"
+    return f"{cell.kind} {cell.degrade.name}{where}{', at most' if cell.tentative else ''}"
 
 
 def bytes_text(count: int) -> str:

@@ -55,8 +55,9 @@ def run_study(
                 break
             plan = make_plan(study, plan.environment, plan.packs, decided, plan.cohorts)
         if "sweep" in stages:
-            curves = [c for c in plan.cells if isinstance(c, SweepCell) and not c.pilot]
-            table = merge([directory.rows(c) for c in curves], directory.curves)
+            table = merge(
+                [directory.rows(c) for c in plan.cells if isinstance(c, SweepCell)], directory.curves
+            )
             console.print(f"{table.num_rows:,} rows in {directory.curves}", highlight=False)
         if "report" in stages:
             console.print(f"report: {write_report(out)}", highlight=False)

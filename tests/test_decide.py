@@ -39,6 +39,9 @@ def test_the_pilot_decides_how_many_sequences_all_members_are_measured_on(whole)
     table = loss(whole)
     assert set(table.per_sequence.map(len)) == {2 * decided["sequences"]}  # two tasks
     assert table.evaluation_digest.nunique() == 1
+    curves = [cell for cell in record(whole)["cells"] if cell["title"].startswith(("sweep", "refine"))]
+    pilots = 2 * 4  # degradations of the whole model x members
+    assert len(list(whole.glob("cells/*/rows.parquet"))) == len(curves) + pilots  # nothing before its time
 
 
 def test_a_narrower_precision_takes_more_sequences_and_the_most_allowed_is_not_passed(

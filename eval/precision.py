@@ -41,7 +41,8 @@ def unit_variances(rows: pd.DataFrame) -> pd.DataFrame:
 def largest_variance(pilots: Iterable[pd.DataFrame]) -> float:
     """Over all points of all curves that cost at most RANGE; 0 where there is none."""
     points = pd.concat([unit_variances(rows) for rows in pilots])
-    return float(points.loc[points["excess"] <= RANGE, "variance"].max()) if len(points) else 0.0
+    counted = points.loc[points["excess"] <= RANGE, "variance"]
+    return float(counted.max()) if len(counted) else 0.0
 
 
 def sequences_for(precision: float, variance: float) -> int:

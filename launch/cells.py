@@ -171,10 +171,15 @@ def splits(study: Study, stream: Stream, decided: Decided) -> tuple[Splits, Spli
     sources = dict.fromkeys(("same", *(degrade.calibration for degrade in study.degradations)))
     calibrations = {source: calibration(source, stream, count, seed) for source in sources}
     most = settings.sequences
-    drawn = stream.evaluation(most + (settings.pilot_sequences if settings.precision else 0), settings.seed)
+    if settings.precision is None:
+        evaluation = stream.evaluation(most, settings.seed)
+        return Splits(evaluation=evaluation, calibrations=calibrations, stream=stream), None
+    drawn = stream.evaluation(
+        most + settings.pilot_sequences, settings.seed
+    )  # one draw, so that none is in both
     curves, pilot = drawn.of_each_task(0, decided.sequences or most), drawn.of_each_task(most, None)
-    both = (Splits(evaluation=part, calibrations=calibrations, stream=stream) for part in (curves, pilot))
-    return next(both), next(both) if settings.precision else None
+    common = Splits(evaluation=curves, calibrations=calibrations, stream=stream)
+    return common, dataclasses.replace(common, evaluation=pilot)
 
 
 def cells(

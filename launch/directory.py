@@ -128,7 +128,7 @@ class StudyDirectory:
                 " accept different last bits with --accept-drift"
             )
         kept = {key: record["environment"][key] for key in ("pack", "packing", "points_per_call")}
-        decided = from_json(Decided, record["decided"], "study.json: decided")
+        decided = from_json(Decided | None, record.get("decided"), "study.json: decided")
         return make_plan(study, now | kept, record["packs"], decided)
 
     def write(self, plan: Plan) -> None:

@@ -60,7 +60,9 @@ def test_points_beyond_the_range_do_not_count():
     wide = far["severity"] == 0.5
     far.loc[wide, "per_sequence"] = far.loc[wide, "per_sequence"].map(lambda v: v * 5)
     assert largest_variance([near, far]) < 0.1 < unit_variances(far)["variance"].max()
-    assert largest_variance([rows(rng, 50, excess=(RANGE + 2,))[:0]]) == 0.0
+    beyond = rows(rng, 50, excess=(RANGE + 2,))
+    assert largest_variance([beyond[:0]]) == 0.0
+    assert largest_variance([beyond]) == 0.0
 
 
 def test_a_diverged_point_is_left_out():

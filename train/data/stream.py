@@ -32,8 +32,8 @@ class EvalSet:
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def of_each_task(self, first: int, end: int) -> "EvalSet":
-        """The sequences first, first + 1, .., end - 1 of every task."""
+    def of_each_task(self, first: int, end: int | None) -> "EvalSet":
+        """The sequences first, first + 1, .., end - 1 of every task; None: to the last."""
         chosen = np.concatenate([np.flatnonzero(self.task_N == t)[first:end] for t in range(len(self.tasks))])
         arrays = ("tokens_NT", "task_N", "scored_NS", "level_NS", "bytes_NS")
         return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in arrays})

@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.program import Program
-from wane.eval.sweep import Batches, Point, measuring
-from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
-from wane.scaling.edit import Edit, Params
+from wane.eval.sweep import Batches, Point, costing, measuring
+from wane.scaling.degrade.contract import Degradation, Fitted, Where
+from wane.scaling.edit import Edit, Params, filled
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.recover import Recovering, advance, begin, recovered
@@ -30,11 +29,12 @@ class Recovery:
         def go_on(state: Recovering, edit: Edit, tokens_nBT: Array, until: Array) -> Recovering:
             return advance(state, edit, tokens_nBT, until, hold=degradation.hold, shape=shape, train=train)
 
-        def end(severity, params, edit: Edit, state: Recovering) -> tuple[Edit, Cost]:
-            edit = recovered(state, edit, degradation.hold)
-            return edit.acting(), degradation.cost(params, edit, severity)
+        def end(edit: Edit, state: Recovering) -> Edit:
+            return recovered(state, edit, degradation.hold).counted()
 
+        self.shape = shape
         self.start, self.advance, self.end = (Program(f, precision) for f in (start, go_on, end))
+        self.cost = costing(degradation.cost, precision, 1)
         self.measure = measuring(shape, metrics, precision, 1)
 
     def sweep(
@@ -45,9 +45,9 @@ class Recovery:
         edit, state = self.start(jnp.float32(severity), params, fitted, where, key)
         for until in steps:
             state = self.advance(state, edit, tokens_nBT, jnp.int32(until))
-            acting, cost = self.end(jnp.float32(severity), params, edit, state)
-            sums, counts = self.measure(params, jax.tree.map(lambda a: a[None], acting), batches, full_x)
-            yield Point(sums[0], counts[0], cost)
+            tuned = filled(self.end(edit, state), params, self.shape)
+            sums, counts = self.measure(params, tuned.acting(), batches, full_x)
+            yield Point(sums, counts, self.cost(params, tuned, jnp.float32(severity)))
 
 
 @functools.lru_cache(maxsize=64)

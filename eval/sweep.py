@@ -1,13 +1,15 @@
-"""The sweep engine: two executables make a curve point, one per (shape, method) that degrades and one per shape
-that measures.
+"""The sweep engine: three executables make a curve point, one per (shape, method) that degrades, and per shape one
+that counts the cost and one that measures.
 
 Severity, draw key, selector and parameters are their arguments, so severities, draws and seeds never recompile, and
-methods whose edits have the same fields share what measures them.  A degradation is applied once per point, outside
-the loop over batches; no weights return to the host.  A point starts at the first layer that it changes.
+methods whose edits have the same fields share what counts and measures them.  A degradation is applied once per
+point, outside the loop over batches; no weights return to the host.  A point starts at the first layer that it
+changes.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ from jax import Array, lax
 from wane.eval.measure import METRICS, View
 from wane.eval.program import Program
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
-from wane.scaling.edit import Edit, Params, merge
+from wane.scaling.edit import Edit, Params, filled, merge
 from wane.scaling.model import apply, nll_of_logits, unembed
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet
@@ -69,7 +71,8 @@ class Engine:
     ):
         self.shape, self.degradation, self.points = shape, degradation, points
         self.fit = Program(degradation.fit, precision)
-        self.degrade = Program(functools.partial(_degraded, degradation, points), precision)
+        self.degrade = Program(each(points, counted(degradation), (None, None, 0, None, None)), precision)
+        self.cost = costing(degradation.cost, precision, points)
         self.measure = measuring(shape, metrics, precision, points)
         self.measure_from = measuring_from(shape, metrics, precision, points)
         self._measured = self.measure
@@ -82,15 +85,22 @@ class Engine:
         stream is `streams(...)` of the batches; none: all blocks run."""
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
-            edits, costs = self.degrade(self._padded(severities[chunk]), params, fitted, where, key)
+            severity = self._argument(severities[chunk], np.float32)
+            edit = self.degrade(params, fitted, severity, where, key)
+            if self.points == 1:
+                edit = filled(edit, params, self.shape)
+            cost = self.cost(params, edit, severity)
             self._measured = self.measure_from if starts else self.measure
             if starts:
-                below, entry = self._padded(starts[chunk]).astype(np.int32).T
-                sums, counts = self.measure_from(params, edits, batches, stream, below, entry)
+                entry = self._argument(starts[chunk], np.int32).T
+                sums, counts = self.measure_from(params, edit.acting(), batches, stream, *entry)
             else:
-                sums, counts = self.measure(params, edits, batches, full_x)
-            for i in range(len(severities[chunk])):
-                yield jax.tree.map(lambda a, i=i: a[i], Point(sums, counts, costs))
+                sums, counts = self.measure(params, edit.acting(), batches, full_x)
+            point = Point(sums, counts, cost)
+            if self.points == 1:
+                yield point
+            else:
+                yield from (jax.tree.map(itemgetter(i), point) for i in range(len(severities[chunk])))
 
     def starts(self, severities: Sequence[Severity], layer: int | None) -> list[Start]:
         """Where points may start that degrade one layer, or (None) all of the scope; empty where that is the
@@ -107,12 +117,15 @@ class Engine:
 
     def memory(self) -> int:
         """Bytes that the last point took beside parameters, batches and streams: its edit stands while it is
-        measured."""
-        degrading, measuring = self.degrade.memory(), self._measured.memory()
-        return max(sum(degrading), degrading.results + sum(measuring))
+        counted and measured."""
+        degrading, then = self.degrade.memory(), (self.cost.memory(), self._measured.memory())
+        return max(sum(degrading), *(degrading.results + sum(program) for program in then))
 
-    def _padded(self, values: Sequence) -> np.ndarray:
-        return np.asarray(list(values) + [values[-1]] * (self.points - len(values)), np.float32)
+    def _argument(self, values: Sequence, dtype: type) -> np.ndarray:
+        """The values of one call: one of them, or [points, ..] with the last one repeated."""
+        if self.points == 1:
+            return np.asarray(values[0], dtype)
+        return np.asarray(list(values) + [values[-1]] * (self.points - len(values)), dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -124,56 +137,52 @@ def engine(
     return Engine(shape, degradation, metrics, precision, points)
 
 
-def each(points: int, f, *arguments_P):
-    """f of every point, results stacked; one point needs no `vmap`."""
-    if points == 1:
-        one = f(*jax.tree.map(lambda a: a[0], arguments_P))
-        return jax.tree.map(lambda a: a[None], one)
-    return jax.vmap(f)(*arguments_P)
+def each(points: int, f: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """f of every point; one point needs no `vmap` and its arrays have no axis for it."""
+    return f if points == 1 else jax.vmap(f, in_axes=axes)
 
 
-def _degraded(degradation: Degradation, points: int, severity_P, params, fitted, where, key):
-    """(the acting edit, its cost) of each severity."""
+def counted(degradation: Degradation) -> Callable[..., Edit]:
+    """degradation.apply without what neither the forward pass nor the cost reads."""
 
-    def one(severity):
-        edit = degradation.apply(params, fitted, severity, where, key)
-        return edit.acting(), degradation.cost(params, edit, severity)
+    def degrade(params, fitted, severity, where, key):
+        return degradation.apply(params, fitted, severity, where, key).counted()
 
-    return each(points, one, severity_P)
+    return degrade
+
+
+@functools.lru_cache(maxsize=64)
+def costing(cost: Callable[[Params, Edit, Array], Cost], precision: str, points: int) -> Program:
+    """(params, edits, severities) -> costs; one program for all methods whose costs are equal."""
+    return Program(each(points, cost, (None, 0, 0)), precision)
 
 
 @functools.lru_cache(maxsize=32)
 def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
-    """(params, edits [P, ...], batches, full_x) -> sums and counts [P, metrics, sequences]."""
+    """(params, edits, batches, full_x) -> sums and counts [metrics, sequences] of each point."""
 
-    def program(params, edit_P, batches, full_x):
-        def one(edit):
-            def residual(batch, x_BSD):
-                return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD, x_BSD
+    def program(params, edit, batches, full_x):
+        def residual(batch, x_BSD):
+            return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD, x_BSD
 
-            return measure(shape, metrics, params, edit, residual, batches, full_x)
+        return measure(shape, metrics, params, edit, residual, batches, full_x)
 
-        return each(points, one, edit_P)
-
-    return Program(program, precision)
+    return Program(each(points, program, (None, 0, None, None)), precision)
 
 
 @functools.lru_cache(maxsize=32)
 def measuring_from(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
-    """(params, edits, batches, stream, below [P], first [P]): `measuring` for points that start in mid-model."""
+    """(params, edits, batches, stream, below, first): `measuring` for points that start in mid-model."""
 
-    def program(params, edit_P, batches, stream, below_P, first_P):
-        def one(edit, below, first):
-            def residual(batch, index):
-                x_BSD = stream[below, index]
-                x_BSD = apply(params, batch.tokens[:, :-1], shape, edit, start=(first, x_BSD)).x_BSD
-                return x_BSD, stream[shape.n_layers, index]
+    def program(params, edit, batches, stream, below, first):
+        def residual(batch, index):
+            x_BSD = stream[below, index]
+            x_BSD = apply(params, batch.tokens[:, :-1], shape, edit, start=(first, x_BSD)).x_BSD
+            return x_BSD, stream[shape.n_layers, index]
 
-            return measure(shape, metrics, params, edit, residual, batches, jnp.arange(stream.shape[1]))
+        return measure(shape, metrics, params, edit, residual, batches, jnp.arange(stream.shape[1]))
 
-        return each(points, one, edit_P, below_P, first_P)
-
-    return Program(program, precision)
+    return Program(each(points, program, (None, 0, None, None, 0, 0)), precision)
 
 
 @functools.lru_cache(maxsize=32)

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-BLOCKS = 4  # of queries, each with the keys up to its end: 5/8 of the products
+# Of queries, each with the keys up to its end: 4 blocks are 5/8 of the products.  Smaller ones cost more in calls
+# than they save, and every block is compiled on its own.
+BLOCKS, QUERIES = 4, 32
 
 
 def attention_map(q_BSHK: Array, k_BCGK: Array, positions_S: Array) -> Array:
@@ -73,7 +75,8 @@ def _backward_plain(
 
 def _blocks(S: int) -> list[tuple[int, int]]:
     """(first, end) of each block of queries; its keys are 0 .. end."""
-    size = S // BLOCKS if S % BLOCKS == 0 else S
+    count = max(1, min(BLOCKS, S // QUERIES))
+    size = S // count if S % count == 0 else S
     return [(first, first + size) for first in range(0, S, size)]
 
 

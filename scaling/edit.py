@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from wane.scaling.corrupt import Corruption
@@ -71,6 +72,10 @@ class Edit:
         """Without what no forward pass reads."""
         return dataclasses.replace(self, weight_bits=None, weight_grid=None, before=None)
 
+    def counted(self) -> "Edit":
+        """Without what neither a forward pass nor the cost reads."""
+        return dataclasses.replace(self, weight_grid=None, before=self.before and self.before.counted())
+
     def per_layer(self) -> "Edit":
         """The part that acts inside a block, as a scan over layers slices it: of the residual edits [L, 2, ...],
         after attention and after the MLP."""
@@ -84,6 +89,25 @@ class Edit:
             residual_map=pairs(self.residual_map),
             **dict.fromkeys(("params", "lens", "corruption", "weight_bits", "weight_grid", "before")),
         )
+
+
+def filled(edit: Edit, params: Params, shape: Shape) -> Edit:
+    """The same edit with every block matrix and every multiplier of heads, neurons and sublayers, trained or 1
+    where it had none: what removes weights and what removes units then have one structure and share executables."""
+    blocks = {name: params["blocks"][name] for name in shape.matrices}
+    replaced = edit.params or {}
+    ones = {
+        "head_LH": (shape.n_layers, shape.n_heads),
+        "neuron_LF": (*shape.lead("up"), shape.d_ff),
+        "attn_L": (shape.n_layers,),
+        "mlp_L": (shape.n_layers,),
+    }
+    given = {name: getattr(edit, name) for name in ones}
+    return dataclasses.replace(
+        edit,
+        params={**replaced, "blocks": blocks | replaced.get("blocks", {})},
+        **{name: np.ones(ones[name], np.float32) if m is None else m for name, m in given.items()},
+    )
 
 
 def merge(params: Params, edit: Edit | None) -> Params:

@@ -121,9 +121,12 @@ def sweep_programs():
         fitted = jax.eval_shape(method.fit, params, TOKENS_BT, key)
         programs[f"fit {name}"] = (method.fit, params, TOKENS_BT, key)
         engine = sweep.Engine(shape, method, tuple(METRICS), "highest", 2)
-        arguments = (jax.ShapeDtypeStruct((2,), jnp.float32), params, fitted, where, key)
+        severity = jax.ShapeDtypeStruct((2,), jnp.float32)
+        arguments = (params, fitted, severity, where, key)
         programs[f"2 severities of {name}"] = (engine.degrade.jitted, *arguments)
-        edits, _ = jax.eval_shape(engine.degrade.jitted, *arguments)
+        edits = jax.eval_shape(engine.degrade.jitted, *arguments)
+        programs[f"2 costs of {name}"] = (engine.cost.jitted, params, edits, severity)
+        edits = jax.eval_shape(Edit.acting, edits)
         programs[f"2 points of {name}"] = (engine.measure.jitted, params, edits, batches, full_x)
         if name in ("random_weights", "early_exit", "random_dimensions"):
             programs[f"2 points of {name} above a layer"] = (

@@ -235,8 +235,8 @@ def partial(**setting: Any) -> Work:
         )[-1]
 
     def head_alone() -> Any:
-        layers = np.full(1, shape.n_layers, np.int32)
-        return head(bench.params, untouched, bench.batches, bench.stream, layers, layers)
+        last = np.int32(shape.n_layers)
+        return head(bench.params, untouched, bench.batches, bench.stream, last, last)
 
     runs = {"plain": bench.plain, "head": head_alone, "sensitivity": sensitivity, "exits": all_exits}
     return Work({name: repeated(run) for name, run in runs.items()})

@@ -7,7 +7,7 @@ from jax import Array
 
 from wane.scaling.degrade.calibrate import input_statistics
 from wane.scaling.degrade.contract import BITS, EVERYTHING, Degradation, Promises, Scope, Where, bits_of
-from wane.scaling.degrade.cost import cost_of, full_bits
+from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.units import refuse
 from wane.scaling.edit import SITES, Edit, Params
@@ -52,7 +52,7 @@ def activations(
         fit=fit,
         apply=apply,
         hold=hold_nothing,
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, full_bits),
+        cost=CostOf(shape, full_bits),
     )
 
 

@@ -12,8 +12,8 @@ from wane.scaling.degrade.awq_block import BlockSearch
 from wane.scaling.degrade.awq_search import Objective, Search, Target
 from wane.scaling.degrade.calibrate import inner_of
 from wane.scaling.degrade.contract import BITS, EVERYTHING, Degradation, Promises, Scope, Where, bits_of
-from wane.scaling.degrade.cost import cost_of
-from wane.scaling.degrade.rounding import align, check_groups, hold_grid, stored_bits, weight_bits
+from wane.scaling.degrade.cost import CostOf
+from wane.scaling.degrade.rounding import StoredBits, align, check_groups, hold_grid, weight_bits
 from wane.scaling.degrade.rtn import SCALE_BITS, uniform_rounding
 from wane.scaling.degrade.stream import batched, over_batches
 from wane.scaling.edit import SITES, Edit, Params
@@ -73,9 +73,7 @@ def awq(
         blocks = {name: straight_through(params["blocks"][name], value) for name, value in values.items()}
         return Edit(params={"blocks": blocks}, weight_bits=bits, weight_grid=grids)
 
-    storage = functools.partial(
-        stored_bits, group_size=group_size, scale_bits=SCALE_BITS, zero_point=not symmetric, shape=shape
-    )
+    storage = StoredBits(shape, group_size=group_size, scale_bits=SCALE_BITS, zero_point=not symmetric)
     return Degradation(
         name="awq",
         scope=scope,
@@ -97,7 +95,7 @@ def awq(
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_grid, round_matrix=uniform_rounding(scheme)),
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, storage),
+        cost=CostOf(shape, storage),
     )
 
 

@@ -19,7 +19,7 @@ LARGEST = 2**30  # storage is counted in int32
 class Budget:
     """The matrices in scope of a shape in one line, M of them: by name, then by layer, then by expert.
 
-    scale_bits, zero_point, group_size: what is stored beside the codes, as in rounding.stored_bits.
+    scale_bits, zero_point, group_size: what is stored beside the codes, as in rounding.StoredBits.
     """
 
     shape: Shape

@@ -4,12 +4,13 @@ Embedding, unembedding and norms are never degraded by these methods and are not
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from wane.scaling.degrade.contract import Cost
+from wane.scaling.degrade.contract import Cost, Scope
 from wane.scaling.edit import Edit, Params, fold
 from wane.scaling.quantize import divide
 from wane.scaling.shape import Shape
@@ -20,10 +21,18 @@ Removed = dict[str, Array]  # matrix name -> bool [L, I, O]
 Bits = Callable[[Removed, Edit], Array]
 
 
-def cost_of(params: Params, edit: Edit, shape: Shape, bits: Bits) -> Cost:
-    """Cost of an edit.  bits: bits per block weight from the removed entries and the edit (structured_bits,
-    masked_bits, full_bits, or a method's own)."""
-    return compared(params, edit, shape, lambda removed: bits(removed, edit) + bias_bits(edit, shape))
+class CostOf(NamedTuple):
+    """A `Degradation.cost`.  bits: bits per block weight from the removed entries and the edit (structured_bits,
+    MaskedBits, full_bits, or a method's own).  A value: what is equal is compiled once."""
+
+    shape: Shape
+    bits: Bits
+
+    def __call__(self, params: Params, edit: Edit, severity: Array) -> Cost:
+        def bits(removed: Removed) -> Array:
+            return self.bits(removed, edit) + bias_bits(edit, self.shape)
+
+        return compared(params, edit, self.shape, bits)
 
 
 def compared(params: Params, edit: Edit, shape: Shape, bits: Callable[[Removed], Array]) -> Cost:
@@ -49,15 +58,22 @@ def structured_bits(removed: Removed, edit: Edit) -> Array:
     return FULL_BITS * (1 - fraction(removed))
 
 
-def masked_bits(removed: Removed, edit: Edit, *, in_scope: dict[str, np.ndarray], shape: Shape) -> Array:
+class MaskedBits(NamedTuple):
     """Kept weights, and one bit of bitmap per weight in scope of each matrix that lost any weight (what the
     indices of 2:4 sparsity take on hardware, too)."""
-    bitmap = 0
-    for name, mask in in_scope.items():
-        full = np.broadcast_to(mask, shape.full(name)).sum((-2, -1), dtype=np.int32)
-        bitmap += jnp.sum(jnp.where(removed[name].any((-2, -1)), full, 0))
-    weights = jnp.float32(shape.param_counts()["blocks"])
-    return structured_bits(removed, edit) + divide(jnp.asarray(bitmap, jnp.float32), weights)
+
+    shape: Shape
+    scope: Scope
+
+    def __call__(self, removed: Removed, edit: Edit) -> Array:
+        return structured_bits(removed, edit) + self.bitmap(removed)
+
+    def bitmap(self, removed: Removed) -> Array:
+        bits = 0
+        for name, mask in self.scope.weights(self.shape).items():
+            full = np.broadcast_to(mask, self.shape.full(name)).sum((-2, -1), dtype=np.int32)
+            bits += jnp.sum(jnp.where(removed[name].any((-2, -1)), full, 0))
+        return divide(jnp.asarray(bits, jnp.float32), jnp.float32(self.shape.param_counts()["blocks"]))
 
 
 def full_bits(removed: Removed, edit: Edit) -> Array:

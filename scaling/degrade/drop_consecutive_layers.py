@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, structured_bits
+from wane.scaling.degrade.cost import CostOf, structured_bits
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.layers import check, edit_of
 from wane.scaling.degrade.rank import count
@@ -57,7 +57,7 @@ def drop_consecutive_layers(
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_zeros, shape=shape),
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, structured_bits),
+        cost=CostOf(shape, structured_bits),
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Promises, Scope, Where, no_fit
-from wane.scaling.degrade.cost import cost_of, full_bits
+from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.rank import GRID, count
 from wane.scaling.degrade.remove_experts import check_routed
@@ -41,5 +41,5 @@ def fewer_experts(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
         fit=no_fit,
         apply=apply,
         hold=hold_nothing,
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, full_bits),
+        cost=CostOf(shape, full_bits),
     )

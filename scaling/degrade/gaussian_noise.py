@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, full_bits
+from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.rounding import check_groups
 from wane.scaling.degrade.weights import Weights, draw
@@ -107,7 +107,7 @@ def gaussian_noise(
         fit=fit,
         apply=apply,
         hold=hold_nothing,
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, full_bits),
+        cost=CostOf(shape, full_bits),
     )
 
 

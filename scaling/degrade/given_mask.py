@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, masked_bits
+from wane.scaling.degrade.cost import CostOf, MaskedBits
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import count
 from wane.scaling.degrade.weights import rank_weights
@@ -45,7 +45,6 @@ def given_mask(shape: Shape, scope: Scope = EVERYTHING, *, file: str = "") -> De
             degraded[name] = jnp.where(zero, 0, params["blocks"][name])
         return Edit(params={"blocks": degraded})
 
-    bits = functools.partial(masked_bits, in_scope=in_scope, shape=shape)
     return Degradation(
         name="given_mask",
         scope=scope,
@@ -57,7 +56,7 @@ def given_mask(shape: Shape, scope: Scope = EVERYTHING, *, file: str = "") -> De
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_zeros, shape=shape),
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, bits),
+        cost=CostOf(shape, MaskedBits(shape, scope)),
     )
 
 

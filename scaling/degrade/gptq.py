@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Promises, Scope, Where, bits_of
-from wane.scaling.degrade.cost import FULL_BITS, cost_of
+from wane.scaling.degrade.cost import FULL_BITS, CostOf
 from wane.scaling.degrade.gptq_matrix import quantize
 from wane.scaling.degrade.hessian import check_solver
-from wane.scaling.degrade.rounding import check_groups, hold_grid, stored_bits, weight_bits
+from wane.scaling.degrade.rounding import StoredBits, check_groups, hold_grid, weight_bits
 from wane.scaling.degrade.rtn import RTN_BITS
 from wane.scaling.degrade.sequential import gram, rewrite
 from wane.scaling.edit import Edit, Params
@@ -77,12 +77,7 @@ def gptq(
             },
         )
 
-    def cost(params, edit, severity):
-        scales = functools.partial(
-            stored_bits, group_size=group_size, scale_bits=FULL_BITS, zero_point=not symmetric, shape=shape
-        )
-        return cost_of(params, edit, shape, scales)
-
+    storage = StoredBits(shape, group_size=group_size, scale_bits=FULL_BITS, zero_point=not symmetric)
     return Degradation(
         name="gptq",
         scope=scope,
@@ -106,7 +101,7 @@ def gptq(
         fit=lambda params, calibration_NT, key: calibration_NT,
         apply=apply,
         hold=functools.partial(hold_grid, round_matrix=round_to),
-        cost=cost,
+        cost=CostOf(shape, storage),
     )
 
 

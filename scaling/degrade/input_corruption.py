@@ -19,7 +19,7 @@ from wane.scaling.degrade.contract import (
     Unit,
     Where,
 )
-from wane.scaling.degrade.cost import cost_of, full_bits
+from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.units import refuse
 from wane.scaling.edit import Edit, Params
@@ -82,5 +82,5 @@ def _corruption(
         fit=fit,
         apply=apply,
         hold=hold_nothing,
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, full_bits),
+        cost=CostOf(shape, full_bits),
     )

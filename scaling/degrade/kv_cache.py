@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.scaling.degrade.contract import BITS, EVERYTHING, Degradation, Promises, Scope, Where, bits_of
-from wane.scaling.degrade.cost import cost_of, full_bits
+from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.stream import over_batches
 from wane.scaling.degrade.units import refuse
@@ -62,7 +62,7 @@ def kv_cache(
         fit=fit,
         apply=apply,
         hold=hold_nothing,
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, full_bits),
+        cost=CostOf(shape, full_bits),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.scaling.degrade.contract import FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, structured_bits
+from wane.scaling.degrade.cost import CostOf, structured_bits
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import ranks
 from wane.scaling.degrade.replace import multiplier
@@ -65,7 +65,7 @@ def layer_remover(
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_zeros, shape=shape),
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, structured_bits),
+        cost=CostOf(shape, structured_bits),
     )
 
 

@@ -11,9 +11,9 @@ from jax import Array
 from wane.scaling.degrade.ablation import ablation_effects
 from wane.scaling.degrade.bit_budget import Budget, evenly
 from wane.scaling.degrade.contract import EVERYTHING, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of
+from wane.scaling.degrade.cost import CostOf
 from wane.scaling.degrade.effective_rank import relative_effective_rank
-from wane.scaling.degrade.rounding import Bits, check_groups, hold_grid, rounded_edit, stored_bits
+from wane.scaling.degrade.rounding import Bits, StoredBits, check_groups, hold_grid, rounded_edit
 from wane.scaling.degrade.rtn import SCALE_BITS, uniform_grid, uniform_rounding
 from wane.scaling.degrade.units import refuse
 from wane.scaling.edit import Edit, Params
@@ -84,9 +84,7 @@ def mixed_precision(
         }
         return rounded(params, selected)
 
-    storage = functools.partial(
-        stored_bits, group_size=group_size, scale_bits=SCALE_BITS, zero_point=not symmetric, shape=shape
-    )
+    storage = StoredBits(shape, group_size=group_size, scale_bits=SCALE_BITS, zero_point=not symmetric)
     return Degradation(
         name="mixed_precision",
         scope=scope,
@@ -99,7 +97,7 @@ def mixed_precision(
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_grid, round_matrix=uniform_rounding(scheme)),
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, storage),
+        cost=CostOf(shape, storage),
     )
 
 

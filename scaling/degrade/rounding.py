@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.scaling.degrade.contract import Degradation, Promises, Scope, Where, bits_of, no_fit
-from wane.scaling.degrade.cost import FULL_BITS, Removed, cost_of
+from wane.scaling.degrade.cost import FULL_BITS, CostOf, Removed
 from wane.scaling.edit import Edit, Params
 from wane.scaling.quantize import IDENTITY_BITS, Grid, straight_through
 from wane.scaling.shape import Shape
@@ -40,7 +40,7 @@ def weight_rounder(
     """Rounds every matrix in scope to `round_matrix(w_IO, find(w_IO, bits, inside_IO))`, straight-through.
 
     supported(bits) -> the width that is really used.  scale_bits, zero_point, group_size: what is stored besides
-    the codes, as in `stored_bits`.
+    the codes, as in `StoredBits`.
     """
     in_scope = scope.weights(shape)
 
@@ -50,9 +50,7 @@ def weight_rounder(
         bits = weight_bits(used, in_scope, where, shape)
         return rounded_edit(params, bits, in_scope, shape, find, round_matrix)
 
-    storage = functools.partial(
-        stored_bits, group_size=group_size, scale_bits=scale_bits, zero_point=zero_point, shape=shape
-    )
+    storage = StoredBits(shape, group_size=group_size, scale_bits=scale_bits, zero_point=zero_point)
     return Degradation(
         name=name,
         scope=scope,
@@ -64,7 +62,7 @@ def weight_rounder(
         fit=no_fit,
         apply=apply,
         hold=functools.partial(hold_grid, round_matrix=round_matrix),
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, storage),
+        cost=CostOf(shape, storage),
     )
 
 
@@ -170,21 +168,28 @@ def by_groups(find: Find, group_size: int) -> Find:
     return of_matrix
 
 
-def stored_bits(
-    removed: Removed, edit: Edit, *, group_size: int, scale_bits: int, zero_point: bool, shape: Shape
-) -> Array:
+class StoredBits(NamedTuple):
     """Bits per block weight: codes of edit.weight_bits, and per scale that is used (one for `group_size` inputs
     of an output, 0: all inputs, PER_TENSOR: the matrix) scale_bits, with a zero point as many more as one code
     has."""
-    total = shape.param_counts()["blocks"] * jnp.float32(FULL_BITS)
-    for name, bits in (edit.weight_bits or {}).items():
-        I, O = shape.matrices[name]
-        size = I * O if group_size == PER_TENSOR else group_size or I
-        lowest = _lowest(bits, O if group_size == PER_TENSOR else 1, size, I)
-        overhead = jnp.where(lowest < FULL_BITS, scale_bits + zero_point * lowest, 0)
-        saved = FULL_BITS - jnp.mean(bits) - jnp.mean(overhead) / size
-        total -= math.prod(shape.full(name)) * saved
-    return total / shape.param_counts()["blocks"]
+
+    shape: Shape
+    group_size: int
+    scale_bits: int
+    zero_point: bool
+
+    def __call__(self, removed: Removed, edit: Edit) -> Array:
+        weights = self.shape.param_counts()["blocks"]
+        total = weights * jnp.float32(FULL_BITS)
+        for name, bits in (edit.weight_bits or {}).items():
+            I, O = self.shape.matrices[name]
+            whole = self.group_size == PER_TENSOR
+            size = I * O if whole else self.group_size or I
+            lowest = _lowest(bits, O if whole else 1, size, I)
+            overhead = jnp.where(lowest < FULL_BITS, self.scale_bits + self.zero_point * lowest, 0)
+            saved = FULL_BITS - jnp.mean(bits) - jnp.mean(overhead) / size
+            total -= math.prod(self.shape.full(name)) * saved
+        return total / weights
 
 
 def _lowest(bits: Array, outputs: int, size: int, I: int) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, full_bits
+from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.rank import count
 from wane.scaling.degrade.weights import Weights, draw, group_sizes, rank_weights
@@ -52,5 +52,5 @@ def shuffle_weights(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
         fit=fit,
         apply=apply,
         hold=hold_nothing,
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, full_bits),
+        cost=CostOf(shape, full_bits),
     )

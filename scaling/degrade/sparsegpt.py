@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import FULL_BITS, Removed, cost_of, masked_bits, structured_bits
+from wane.scaling.degrade.cost import FULL_BITS, CostOf, MaskedBits, Removed
 from wane.scaling.degrade.hessian import check_solver, compensate, cuts, join, part, pose
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import lowest
-from wane.scaling.degrade.rounding import hold_grid, rounded_edit, stored_bits, weight_bits
+from wane.scaling.degrade.rounding import StoredBits, hold_grid, rounded_edit, weight_bits
 from wane.scaling.degrade.rtn import uniform_grid
 from wane.scaling.degrade.sequential import Matrices, gram, kept, rewrite
 from wane.scaling.degrade.weights import check_pattern, pattern
@@ -77,9 +76,6 @@ def sparsegpt(
         rounded = hold_grid(params, edit, round_matrix=round_to) if quantize_bits else params
         return hold_zeros(rounded, edit, shape=shape)
 
-    def cost(params, edit, severity):
-        return cost_of(params, edit, shape, functools.partial(sparse_bits, in_scope=in_scope, shape=shape))
-
     return Degradation(
         name="sparsegpt",
         scope=scope,
@@ -93,7 +89,7 @@ def sparsegpt(
         fit=lambda params, calibration_NT, key: calibration_NT,
         apply=apply,
         hold=hold,
-        cost=cost,
+        cost=CostOf(shape, SparseBits(shape, scope)),
     )
 
 
@@ -158,13 +154,18 @@ def prune(
     return {name: jnp.where(severity > 0, w, weights[name]) for name, w in new.items()}
 
 
-def sparse_bits(removed: Removed, edit: Edit, *, in_scope: dict[str, np.ndarray], shape: Shape) -> Array:
+class SparseBits(NamedTuple):
     """The codes of what is left, its scales, and a bitmap."""
-    stored = stored_bits(removed, edit, group_size=0, scale_bits=FULL_BITS, zero_point=True, shape=shape)
-    widths = {name: (edit.weight_bits or {}).get(name, FULL_BITS) for name in removed}
-    gone = sum(jnp.sum(jnp.where(mask, widths[name], 0)) for name, mask in removed.items())
-    bitmap = masked_bits(removed, edit, in_scope=in_scope, shape=shape) - structured_bits(removed, edit)
-    return stored - gone / shape.param_counts()["blocks"] + bitmap
+
+    shape: Shape
+    scope: Scope
+
+    def __call__(self, removed: Removed, edit: Edit) -> Array:
+        stored = StoredBits(self.shape, group_size=0, scale_bits=FULL_BITS, zero_point=True)(removed, edit)
+        widths = {name: (edit.weight_bits or {}).get(name, FULL_BITS) for name in removed}
+        gone = sum(jnp.sum(jnp.where(mask, widths[name], 0)) for name, mask in removed.items())
+        bitmap = MaskedBits(self.shape, self.scope).bitmap(removed)
+        return stored - gone / self.shape.param_counts()["blocks"] + bitmap
 
 
 def check_settings(group: Group, M: int, blocksize: int, quantize_bits: int, reference_count: bool) -> None:

@@ -12,7 +12,7 @@ from jax import Array
 
 from wane.scaling.degrade.calibrate import input_statistics, site_of
 from wane.scaling.degrade.contract import FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, structured_bits
+from wane.scaling.degrade.cost import CostOf, structured_bits
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import ranks
 from wane.scaling.degrade.replace import Replace, mean_output, multiplier
@@ -127,7 +127,7 @@ def unit_pruner(
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_zeros, shape=shape),
-        cost=lambda params, edit, severity: cost_of(params, edit, shape, structured_bits),
+        cost=CostOf(shape, structured_bits),
     )
 
 

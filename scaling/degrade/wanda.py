@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, masked_bits
+from wane.scaling.degrade.cost import CostOf, MaskedBits
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import lowest
 from wane.scaling.degrade.sequential import kept, rewrite
@@ -52,10 +52,6 @@ def wanda(
         new, _ = rewrite(params, tokens_NT, shape, in_scope, where, measure=energy, solve=solve)
         return Edit(params={"blocks": kept(params, new)})
 
-    def cost(params, edit, severity):
-        index = functools.partial(masked_bits, in_scope=in_scope, shape=shape)
-        return cost_of(params, edit, shape, index)
-
     return Degradation(
         name="wanda",
         scope=scope,
@@ -69,7 +65,7 @@ def wanda(
         fit=lambda params, calibration_NT, key: calibration_NT,
         apply=apply,
         hold=functools.partial(hold_zeros, shape=shape),
-        cost=cost,
+        cost=CostOf(shape, MaskedBits(shape, scope)),
     )
 
 

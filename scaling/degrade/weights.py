@@ -12,7 +12,7 @@ from jax import Array
 
 from wane.scaling.degrade.calibrate import input_statistics, site_of
 from wane.scaling.degrade.contract import FRACTIONS, Degradation, Promises, Scope, Where
-from wane.scaling.degrade.cost import cost_of, masked_bits
+from wane.scaling.degrade.cost import CostOf, MaskedBits
 from wane.scaling.degrade.hold import hold_zeros
 from wane.scaling.degrade.rank import Convention, ranks
 from wane.scaling.degrade.replace import Replace, mean_output, multiplier
@@ -75,10 +75,6 @@ def weight_pruner(
             bias = {name: mean_output(means[name], trained[name], degraded[name]) for name in trained}
         return Edit(params={"blocks": degraded}, bias=bias)
 
-    def cost(params, edit, severity):
-        index = functools.partial(masked_bits, in_scope=in_scope, shape=shape)
-        return cost_of(params, edit, shape, index)
-
     return Degradation(
         name=name,
         scope=scope,
@@ -91,7 +87,7 @@ def weight_pruner(
         fit=fit,
         apply=apply,
         hold=functools.partial(hold_zeros, shape=shape),
-        cost=cost,
+        cost=CostOf(shape, MaskedBits(shape, scope)),
     )
 
 

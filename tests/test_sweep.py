@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,9 @@ from wane.eval.measure import METRICS, View
 from wane.eval.record import write_rows
 from wane.eval.study import Degrade, Evaluation
 from wane.eval.sweep import Batches
-from wane.scaling.degrade.contract import Scope, Where
+from wane.scaling.degrade import build
+from wane.scaling.degrade.contract import Scope, Where, severity_of
+from wane.scaling.edit import filled
 from wane.scaling.model import apply, init_params, unembed
 from wane.scaling.shape import Shape
 from wane.train.data import Data, open_data
@@ -136,17 +139,42 @@ def test_points_start_at_the_first_layer_in_chunks_too(splits):
     np.testing.assert_allclose([r["value"] for r in many], [r["value"] for r in one], rtol=1e-5, atol=1e-6)
 
 
-def test_methods_share_what_measures_them(splits):
+def test_methods_share_what_counts_and_measures_them(splits):
+    """Whether they remove weights of all matrices or of one, heads, neurons or layers."""
     shape = dataclasses.replace(SHAPE, d_ff=27)
     subject = subject_of(splits, 0, shape)
-    programs = [
-        subject.engine(Degrade(method=method, severities=(0.5,)), 1)
-        for method in ("random_weights", "magnitude_weights")
+    only_v = {"scope": Scope(matrices=("v",))}
+    weights = [Degrade(method="random_weights", severities=(0.5,), **more) for more in ({}, only_v)]
+    weights.append(Degrade(method="magnitude_weights", severities=(0.5,)))
+    units = [
+        Degrade(method=name, severities=(0.5,))
+        for name in ("random_heads", "random_neurons", "remove_layers")
     ]
-    for method in ("random_weights", "magnitude_weights"):
-        rows_of(subject, Degrade(method=method, severities=(0.5,)))
-    assert programs[0].measure is programs[1].measure
-    assert programs[0].measure.executables() == 1
+    for degrade in weights + units:
+        rows_of(subject, degrade)
+    of_weights, of_units = ([subject.engine(degrade, 1) for degrade in some] for some in (weights, units))
+    assert len({id(engine.measure) for engine in of_weights + of_units}) == 1
+    assert of_weights[0].measure.executables() == 1
+    assert of_weights[0].cost is of_weights[2].cost
+    assert len({id(engine.cost) for engine in of_units}) == 1
+    assert of_units[0].cost.executables() == 1
+
+
+def test_a_filled_edit_is_the_same_degradation(splits):
+    """With trained matrices and multipliers of 1 where a method leaves them alone: same bits."""
+    shape, key = SHAPE, jax.random.key(3)
+    params, tokens = subject_of(splits).params, jnp.asarray(splits.evaluation.tokens_NT[:3, :-1])
+    for name in ("random_weights", "random_heads", "remove_layers", "rtn"):
+        method = build(name, shape)
+        severity = jnp.float32(severity_of(3 if name == "rtn" else 0.5, method.unit))
+        edit = method.apply(params, method.fit(params, tokens, key), severity, Where.everywhere(shape), key)
+        full = filled(edit, params, shape)
+        assert all(m is not None for m in (full.head_LH, full.neuron_LF, full.attn_L, full.mlp_L))
+        assert full.params["blocks"].keys() == shape.matrices.keys()
+        forward = jax.jit(lambda edit: apply(params, tokens, shape, edit).x_BSD)
+        np.testing.assert_array_equal(forward(edit), forward(full))
+        before, after = (method.cost(params, e, severity) for e in (edit, full))
+        np.testing.assert_array_equal(before, after)
 
 
 def test_the_selector_is_taken_into_account(splits):

@@ -60,7 +60,7 @@ def solve_short(tokens):
 
 def _symbol_map():
     """The map as a patient reader would learn it from items of lag 2."""
-    tokens, _ = generate("S", rows=4000)
+    tokens, *_ = generate("S", rows=4000)
     here = np.argwhere(tokens[:, :-1] == 20)
     pairs = {(tokens[b, t - 1] - 64, tokens[b, t + 1] - 64) for b, t in here}
     assert len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs}) == 128
@@ -152,7 +152,7 @@ SOLVERS = {
 @pytest.mark.parametrize("length", [33, 128, 257])
 @pytest.mark.parametrize("task", SOLVERS)
 def test_solver_derives_every_scored_token_and_no_other(task, length, role):
-    tokens_BT, level_BT = generate(task, length=length, role=role)
+    tokens_BT, level_BT, _ = generate(task, length=length, role=role)
     for tokens, level in zip(tokens_BT, level_BT, strict=True):
         answers = SOLVERS[task](tokens)
         assert sorted(answers) == list(np.flatnonzero(level >= 0))
@@ -163,7 +163,7 @@ def test_solver_derives_every_scored_token_and_no_other(task, length, role):
 @given(length=st.integers(33, 300), rows=st.integers(0, 5), seed=st.integers(0, 10**6))
 @settings(max_examples=8, deadline=None)
 def test_any_length_is_filled_with_tokens_of_the_language(task, length, rows, seed):
-    tokens, level = generate(task, length=length, rows=rows, seed=seed)
+    tokens, level, _ = generate(task, length=length, rows=rows, seed=seed)
     assert tokens.shape == level.shape == (rows, length)
     assert (tokens[:, 0] == vocabulary.TAGS[task]).all()
     assert not rows or (tokens[:, 1:].min() > 9 and tokens.max() < 512)
@@ -180,7 +180,7 @@ def test_markov_table_is_four_permutations():
 
 
 def test_bigram_follows_the_table_with_its_probabilities():
-    tokens, level = generate("L1", rows=400)
+    tokens, level, _ = generate("L1", rows=400)
     before, after = symbol(tokens[:, 1:-1]), symbol(tokens[:, 2:])
     rank = (successors(0)[before] == after[..., None]) @ np.arange(1, 5)
     shares = np.bincount(rank.ravel(), minlength=5) / rank.size
@@ -193,7 +193,7 @@ def test_bigram_follows_the_table_with_its_probabilities():
 
 def test_agreement_has_opposite_attractors_in_evaluation_only():
     def numbers_agree(role):
-        tokens, level = generate("L2", role=role, rows=300)
+        tokens, level, _ = generate("L2", role=role, rows=300)
         agree = {k: [] for k in range(4)}
         for row, marks in zip(tokens, level, strict=True):
             nouns = []
@@ -212,7 +212,7 @@ def test_agreement_has_opposite_attractors_in_evaluation_only():
 
 
 def test_dyck_opens_half_of_the_time_between_its_walls():
-    tokens, _ = generate("L3", rows=400)
+    tokens, *_ = generate("L3", rows=400)
     opens = tokens[:, 1:] < 456
     depth = np.cumsum(np.where(opens, 1, -1), axis=1)
     before = np.concatenate([np.zeros((400, 1), int), depth[:, :-1]], axis=1)
@@ -226,14 +226,14 @@ def test_copy_level_is_the_distance_and_fits_the_row():
     assert copy_distances(257) == [16, 32, 64, 128, 224]
     assert copy_distances(129) == [16, 32, 64, 120]
     assert copy_distances(65) == [16, 32, 56]
-    tokens, level = generate("R1", rows=60)
+    tokens, level, _ = generate("R1", rows=60)
     assert set(level[level >= 0]) == set(copy_distances(129))
     for b, t in np.argwhere(level >= 0):
         assert tokens[b, t - level[b, t]] == tokens[b, t]
 
 
 def test_recall_asks_each_key_once_at_power_law_gaps():
-    tokens, level = generate("R2", rows=600, length=257)
+    tokens, level, _ = generate("R2", rows=600, length=257)
     assert set(level[level >= 0]) == {4, 8, 16, 32}
     assert set(generate("R2", length=65)[1].ravel()) == {-1, 4, 8}
     slot = np.arange(256) % 32 // 2 - 4  # of an item with 4 pairs: slots 0..11 after the pairs
@@ -248,7 +248,7 @@ def test_recall_asks_each_key_once_at_power_law_gaps():
 def test_facts_are_the_same_in_forms_that_training_never_uses():
     known, forms = {}, {"train": set(), "evaluation": set()}
     for role in ("train", "evaluation"):
-        tokens, level = generate("K", role=role, rows=400)
+        tokens, level, _ = generate("K", role=role, rows=400)
         for row, marks in zip(tokens, level, strict=True):
             statements, name = [], ()
             for token, mark in zip(row[1:], marks[1:], strict=True):
@@ -275,7 +275,7 @@ def test_facts_are_the_same_in_forms_that_training_never_uses():
 
 
 def test_a_row_never_states_an_entity_twice():
-    tokens, _ = generate("K", rows=200, length=129)  # at most 13 statements of 64 entities
+    tokens, *_ = generate("K", rows=200, length=129)  # at most 13 statements of 64 entities
     names, lengths, _ = graded_facts.entities(WORLD)
     first = {(a, b) for a, b, *_ in names.tolist()}
     assert len(first) == 64
@@ -304,7 +304,7 @@ CHANCE_TOKENS = {"L1": 64, "L2": 2, "L3": 8, "S": 128, "R1": 128, "R2": 128, "M1
 @pytest.mark.parametrize("task", CHANCE_TOKENS)
 def test_chance_is_one_guess_among_equally_frequent_answers(task):
     assert TASKS[task].chance == pytest.approx(1 / CHANCE_TOKENS[task])
-    tokens, level = generate(task, rows=1500, role="evaluation")
+    tokens, level, _ = generate(task, rows=1500, role="evaluation")
     answers = np.unique(tokens[level >= 0], return_counts=True)[1]
     assert len(answers) == CHANCE_TOKENS[task]
     best = answers.max() / answers.sum()  # of always saying the same: above chance by sampling noise only

@@ -28,6 +28,6 @@ def sample(task: str, seed: int, length: int) -> str:
         raise ValueError(f"task {task!r}: the graded tasks are {', '.join(TASKS)}")
     definition = TASKS[task]
     world = World(seed=0, facts=256)
-    tokens, level = definition.generate(key.generator("sample", seed, task), 1, length, world, "train")
+    tokens, level, _ = definition.generate(key.generator("sample", seed, task), 1, length, world, "train")
     words = [vocabulary.word(int(token), definition.names) for token in tokens[0]]
     return " ".join(word + "*" * int(mark >= 0) for word, mark in zip(words, level[0], strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.graded_language import markov
-from wane.train.data.task import GradedTask, Role, World
+from wane.train.data.task import GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import (
     KEY,
     KEYS,
@@ -37,19 +37,17 @@ def symbol_map(world_seed: int) -> np.ndarray:
     return image
 
 
-def fill(
-    task: str, items_BMW: np.ndarray, level_BMW: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def fill(task: str, items_BMW: np.ndarray, level_BMW: np.ndarray, length: int) -> Rows:
     """Rows of `length` tokens: the tag, then items of one common length, the last one cut off."""
     rows, width = len(items_BMW), items_BMW.shape[1] * items_BMW.shape[2]
     tokens_BT = np.full((rows, length), TAGS[task])
     level_BT = np.full((rows, length), -1)
     tokens_BT[:, 1:] = items_BMW.reshape(rows, width)[:, : length - 1]
     level_BT[:, 1:] = level_BMW.reshape(rows, width)[:, : length - 1]
-    return tokens_BT, level_BT
+    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
 
 
-def short(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def short(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Items s1 s2 s3 QUERY answer.  The query names a lag of 2..4 tokens, counted from the answer, and
     whether that token is to be repeated or mapped."""
     shape = (rows, -(-(length - 1) // 5))
@@ -72,7 +70,7 @@ def copy_distances(length: int) -> list[int]:
     return [d for d in (16, 32, 64, 128) if d < longest] + [longest]
 
 
-def copy(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def copy(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Items: motif of 8 different symbols, Markov filler of function words, the first 2 symbols again as the
     cue, then the other 6, which are scored.  One distance per row, from the start of the motif to the cue."""
     distances = np.array(copy_distances(length))
@@ -90,10 +88,10 @@ def copy(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndar
     tokens_BT[:, 1:] = np.where(place_BT < MOTIF, SYMBOL + motif_BT, filler_BT)
     level_BT = np.full((rows, length), -1)
     level_BT[:, 1:] = np.where(again_BT & (place_BT >= CUE), distance_B1, -1)
-    return tokens_BT, level_BT
+    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
 
 
-def recall(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def recall(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Multi-query associative recall: items of K key-value pairs, then 3 K slots of two tokens.  Every key is
     asked once, in a slot at a power-law gap; the other slots hold two function words.  Scored: the value
     after an asked key.  One K per row, of those whose item of 8 K tokens fits."""
@@ -104,8 +102,8 @@ def recall(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.nd
         chosen = pairs_B == pairs
         count = -(-(length - 1) // (8 * pairs))
         items, level = recall_items(rng, (int(chosen.sum()), count), pairs)
-        tokens_BT[chosen], level_BT[chosen] = fill("R2", items, level, length)
-    return tokens_BT, level_BT
+        tokens_BT[chosen], level_BT[chosen], _ = fill("R2", items, level, length)
+    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
 
 
 def recall_items(rng, shape: tuple[int, int], pairs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,6 +134,7 @@ TASKS = (
         scored="the answer, 1 token in 5",
         knobs="lag 2..4, repeat or a fixed map, equally often",
         level="lag",
+        answers=(SYMBOL, SYMBOLS),
         generate=short,
     ),
     GradedTask(
@@ -146,6 +145,7 @@ TASKS = (
         scored="6 symbols per motif",
         knobs="distance 16, 32, 64, 128, 224 as far as the context allows, and the longest that fits",
         level="distance",
+        answers=(SYMBOL, SYMBOLS),
         generate=copy,
     ),
     GradedTask(
@@ -156,6 +156,7 @@ TASKS = (
         scored="the value after each asked key",
         knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; power-law gaps",
         level="pairs",
+        answers=(VALUE, VALUES),
         generate=recall,
     ),
 )

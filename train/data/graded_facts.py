@@ -7,8 +7,8 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.graded_language import tagged
-from wane.train.data.task import GradedTask, Role, World
-from wane.train.data.vocabulary import KEY, KEYS, VALUE, WORD, distinct
+from wane.train.data.task import GradedTask, Role, Rows, World
+from wane.train.data.vocabulary import KEY, KEYS, VALUE, VALUES, WORD, distinct
 
 ATTRIBUTES, TEMPLATES, ATTRIBUTE_VALUES = 4, 4, 64
 LONGEST_NAME = 4
@@ -39,7 +39,7 @@ def entities(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return names, lengths, VALUE + values + np.arange(ATTRIBUTES) % 2 * ATTRIBUTE_VALUES
 
 
-def facts(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def facts(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Statements: a name, then (attribute word, value) four times, in the words of one of 4 templates and
     some order.  Scored: the values.  Evaluation uses only the forms (template, order) that training never
     does.  No entity comes twice in a row while there are enough of them, so nothing is read off the context."""
@@ -68,6 +68,7 @@ TASKS = (
         scored="the 4 attribute values of each statement",
         knobs="data.facts entities of 4 x 6 bits; 4 templates x 24 orders, a quarter kept for evaluation",
         level="",
+        answers=(VALUE, VALUES),
         generate=facts,
         names=NAMES,
     ),

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from wane.train.data import key
-from wane.train.data.task import GradedTask, Role, World
+from wane.train.data.task import GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import END, SYMBOL, TAGS, WORD, pack
 
 STATES = 64
@@ -38,13 +38,13 @@ def markov(rng: np.random.Generator, rows: int, length: int, world: World) -> np
     return state_TB.T
 
 
-def bigram(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def bigram(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """One chain per row.  Scored: every symbol that has a predecessor."""
     tokens_BT = np.full((rows, length), TAGS["L1"])
     tokens_BT[:, 1:] = SYMBOL + markov(rng, rows, length - 1, world)
     level_BT = np.zeros((rows, length), np.int64)
     level_BT[:, :2] = -1
-    return tokens_BT, level_BT
+    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
 
 
 # L2: nouns are 32 lemmas x {sg, pl}; a verb is one of 32 stems and one of two endings.
@@ -61,7 +61,7 @@ L2_NAMES = (
 )
 
 
-def agreement(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def agreement(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Sentences Det N (P Det N)^k V ending END.  The stem of the verb is free; its ending, the scored token,
     agrees with the first noun.  Nouns in between have a random number in training, where a fixed opposite
     number would let the last noun give the answer away, and the opposite number in evaluation."""
@@ -87,17 +87,18 @@ def agreement(rng, rows: int, length: int, world: World, role: Role) -> tuple[np
     items = np.where(ending, ENDING + number[..., None], items)
     items = np.where(end, END, items)
     level = np.where(ending, attractors[..., None], -1)
+    foil = np.where(ending, ENDING + 1 - number[..., None], -1)
     keep = at <= verb[..., None] + 2
-    return tagged("L2", items, level, keep, length)
+    return tagged("L2", items, level, keep, length, foil)
 
 
-def tagged(task: str, items_BMW, level_BMW, keep_BMW, length: int) -> tuple[np.ndarray, np.ndarray]:
+def tagged(task: str, items_BMW, level_BMW, keep_BMW, length: int, foil_BMW=None) -> Rows:
     """Rows of `length` tokens: the tag of the task, then its items packed without gaps."""
-    tokens_BT = np.full((len(items_BMW), length), TAGS[task])
-    level_BT = np.full((len(items_BMW), length), -1)
-    tokens_BT[:, 1:] = pack(items_BMW, keep_BMW, length - 1)
-    level_BT[:, 1:] = pack(level_BMW, keep_BMW, length - 1)
-    return tokens_BT, level_BT
+    rows = Rows(*(np.full((len(items_BMW), length), first) for first in (TAGS[task], -1, -1)))
+    parts = items_BMW, level_BMW, np.full_like(items_BMW, -1) if foil_BMW is None else foil_BMW
+    for row_BT, part_BMW in zip(rows, parts, strict=True):
+        row_BT[:, 1:] = pack(part_BMW, keep_BMW, length - 1)
+    return rows
 
 
 BRACKETS, DEPTH = 8, 4
@@ -105,7 +106,7 @@ OPEN, CLOSE = WORD, WORD + BRACKETS
 L3_NAMES = {OPEN + i: f"({i}" for i in range(BRACKETS)} | {CLOSE + i: f"{i})" for i in range(BRACKETS)}
 
 
-def dyck(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def dyck(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Well-nested brackets of 8 types, at most 4 deep, opening with p = 1/2 wherever both are possible.
     Scored: the type of every closing bracket (also the most probable token there).  Level: how far back
     its partner is.
@@ -128,7 +129,7 @@ def dyck(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndar
     tokens_BT[:, 1:] = np.where(opens_BT, OPEN + type_BT, CLOSE + closing_BT)
     level_BT = np.full((rows, length), -1)
     level_BT[:, 1:] = np.where(opens_BT, -1, time - partner_BT)
-    return tokens_BT, level_BT
+    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
 
 
 TASKS = (
@@ -140,6 +141,7 @@ TASKS = (
         scored="every symbol but the first",
         knobs="4 successors with p = .5, .25, .15, .1; entropy rate 1.208 nats",
         level="",
+        answers=(SYMBOL, STATES),
         generate=bigram,
     ),
     GradedTask(
@@ -150,6 +152,7 @@ TASKS = (
         scored="the ending of every verb",
         knobs="0..3 nouns in between; of random number in training, of the opposite number in evaluation",
         level="attractors",
+        answers=(ENDING, 2),
         generate=agreement,
         names=L2_NAMES,
     ),
@@ -161,6 +164,7 @@ TASKS = (
         scored="every closing bracket",
         knobs="8 types, depth at most 4, opening probability 1/2",
         level="distance",
+        answers=(CLOSE, BRACKETS),
         generate=dyck,
         names=L3_NAMES,
     ),

@@ -4,7 +4,7 @@ import numpy as np
 
 from wane.train.data.graded_context import fill
 from wane.train.data.graded_language import tagged
-from wane.train.data.task import GradedTask, Role, World
+from wane.train.data.task import GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import (
     DIGIT,
     DIRECT,
@@ -24,7 +24,7 @@ MODULUS, TERMS = 7, 3
 STEP_LEVEL = 10  # level of the i-th written step of M2: 10 + i; of a direct answer: its number of terms
 
 
-def hop(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def hop(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """k-hop induction (Sanford et al. 2024) as a language: HOP_k, then 31 times a symbol and its answer.
 
     One hop goes from a symbol to the token after its latest earlier occurrence.  The answer is the symbol
@@ -63,7 +63,7 @@ def after_latest(x_BMS: np.ndarray) -> np.ndarray:
     return target
 
 
-def modular(rng, rows: int, length: int, world: World, role: Role) -> tuple[np.ndarray, np.ndarray]:
+def modular(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """x0 ± a1 ± ... ± an modulo 7, n = 1..3.  Half of the items are `DIRECT x0 op a1 ... = r_n`, half are
     `STEPS x0 op a1 ... = r_1 ... r_n` with the result after every term.  Scored: all results."""
     shape = (rows, -(-(length - 1) // 6))
@@ -96,6 +96,7 @@ TASKS = (
         scored="the answer after each symbol, where it is defined",
         knobs="k = 0, 1, 2; alphabet of 4 without repeated neighbours; 31 symbols",
         level="hops",
+        answers=(VALUE, ALPHABET),
         generate=hop,
         names={VALUE + i: f"->s{i}" for i in range(ALPHABET)},
     ),
@@ -107,6 +108,7 @@ TASKS = (
         scored="every result",
         knobs="1..3 terms; half of the items direct, half with the result after every term",
         level="terms (direct), 10 + step (written steps)",
+        answers=(DIGIT, MODULUS),
         generate=modular,
     ),
 )

@@ -22,23 +22,23 @@ class GradedSource:
     def rows(self, seed: int, batch: int, ordinals: np.ndarray) -> np.ndarray:
         """Training rows [len(ordinals), T] of batch number `batch`."""
         rng = key.generator("train", seed, batch, self.task.name)
-        return self.task.generate(rng, len(ordinals), self.length, self.world, "train")[0]
+        return self.task.generate(rng, len(ordinals), self.length, self.world, "train").tokens_BT
 
     def calibration(self, rows: int, seed: int) -> np.ndarray:
         """Rows as in training, from a stream of their own."""
         rng = key.generator("calibration", seed, self.task.name)
-        return self.task.generate(rng, rows, self.length, self.world, "train")[0]
+        return self.task.generate(rng, rows, self.length, self.world, "train").tokens_BT
 
-    def evaluation(self, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """tokens_NT, level_NS and bytes_NS of the targets."""
+    def evaluation(self, rows: int, seed: int) -> tuple[np.ndarray, ...]:
+        """tokens_NT, and level_NS, foil_NS and bytes_NS of the targets."""
         rng = key.generator("evaluation", seed, self.task.name)
-        tokens_NT, level_NT = self.task.generate(rng, rows, self.length, self.world, "evaluation")
-        return tokens_NT, level_NT[:, 1:], np.zeros((rows, self.length - 1), np.int32)
+        tokens_NT, level_NT, foil_NT = self.task.generate(rng, rows, self.length, self.world, "evaluation")
+        return tokens_NT, level_NT[:, 1:], foil_NT[:, 1:], np.zeros((rows, self.length - 1), np.int32)
 
     def scored_per_row(self) -> float:
         """Scored tokens of a training row: the mean over 64 rows that every machine draws alike."""
         rng = key.generator("density", self.task.name)
-        return float((self.task.generate(rng, 64, self.length, self.world, "train")[1] >= 0).sum() / 64)
+        return float((self.task.generate(rng, 64, self.length, self.world, "train").level_BT >= 0).sum() / 64)
 
     def describe(self) -> dict[str, int | float | str]:
         """What `wane plan` shows of this source."""
@@ -90,8 +90,8 @@ class TextSource:
         last = len(self.packed.train) - self.length
         return self._windows(self.packed.train, rng.integers(last + 1, size=rows))
 
-    def evaluation(self, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """tokens_NT, level_NS and bytes_NS of the targets: different windows of the held-out part.
+    def evaluation(self, rows: int, seed: int) -> tuple[np.ndarray, ...]:
+        """tokens_NT, and level_NS, foil_NS and bytes_NS of the targets: different windows of the held-out part.
         Raises ValueError when it has fewer than `rows`."""
         windows = (len(self.packed.held_out) - 1) // self.stride
         if windows < rows:
@@ -102,7 +102,12 @@ class TextSource:
         chosen = key.permutation(windows, "evaluation", self.packed.digest, seed)[:rows]
         tokens_NT = self._windows(self.packed.held_out, chosen * self.stride)
         level_NS = np.zeros((rows, self.stride), np.int64)
-        return tokens_NT, level_NS, self.tokenizer.bytes_V[tokens_NT[:, 1:] - self.offset]
+        return (
+            tokens_NT,
+            level_NS,
+            np.full_like(level_NS, -1),
+            self.tokenizer.bytes_V[tokens_NT[:, 1:] - self.offset],
+        )
 
     def describe(self) -> dict[str, int | float | str]:
         """What `wane plan` shows of this source."""

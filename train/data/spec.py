@@ -28,7 +28,9 @@ class Data:
     bpe_vocab: int = 1024  # tokens of a bpe tokenizer, the end of a document included
     held_out: float = 0.1  # fraction of documents that are never trained on
     unique_fraction: float = 1.0  # the same token count from fewer documents or sequences, repeated
-    task_shares: Weights | Mapping[str, float] | None = None  # of scored graded tokens; None: all tasks equal
+    task_shares: Weights | Mapping[str, float] | None = (
+        None  # of scored graded tokens; None: the mixed ones, equal
+    )
     facts: int = 256  # entities of task K
     world_seed: int = 0  # Markov tables, maps, facts: what is true, whatever the data seed
     tfds_split: str = "train"
@@ -74,9 +76,9 @@ class Data:
 
     @property
     def shares(self) -> dict[str, float]:
-        """`task_shares` as a mapping, every task there."""
+        """`task_shares` as a mapping."""
         if self.task_shares is None:
-            return dict.fromkeys(TASKS, 1.0)
+            return {name: 1.0 for name, task in TASKS.items() if task.mixed}
         return dict(cast(Weights, self.task_shares))
 
     @property

@@ -22,20 +22,21 @@ class EvalSet:
     task_N: np.ndarray  # int32, index into `tasks`
     scored_NS: np.ndarray  # bool: this prediction counts for accuracy
     level_NS: np.ndarray  # int32: its difficulty (Task.level), -1 where it is not scored
+    foil_NS: np.ndarray  # int32: the wrong answer of a forced choice (Rows.foil_BT), -1 where there is none
     bytes_NS: np.ndarray  # int32: UTF-8 bytes of the predicted token; 0 where there are none
     tasks: tuple[Task, ...]
 
     @functools.cached_property
     def digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        for array in (self.tokens_NT, self.task_N, self.level_NS, self.bytes_NS):
+        for array in (self.tokens_NT, self.task_N, self.level_NS, self.foil_NS, self.bytes_NS):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
     def of_each_task(self, first: int, end: int | None) -> "EvalSet":
         """The sequences first, first + 1, .., end - 1 of every task; None: to the last."""
         chosen = np.concatenate([np.flatnonzero(self.task_N == t)[first:end] for t in range(len(self.tasks))])
-        arrays = ("tokens_NT", "task_N", "scored_NS", "level_NS", "bytes_NS")
+        arrays = ("tokens_NT", "task_N", "scored_NS", "level_NS", "foil_NS", "bytes_NS")
         return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
 
 
@@ -87,13 +88,15 @@ class Stream:
         if sequences < 1:
             raise ValueError(f"evaluation sequences = {sequences}: must be at least 1")
         parts = [source.evaluation(sequences, seed) for source in self.sources]
-        tokens_NT, level_NS, bytes_NS = (np.concatenate(p).astype(np.int32) for p in zip(*parts, strict=True))
+        joined = (np.concatenate(part).astype(np.int32) for part in zip(*parts, strict=True))
+        tokens_NT, level_NS, foil_NS, bytes_NS = joined
         task_N = np.repeat(np.arange(len(self.sources), dtype=np.int32), sequences)
         return EvalSet(
             tokens_NT=tokens_NT,
             task_N=task_N,
             scored_NS=level_NS >= 0,
             level_NS=level_NS,
+            foil_NS=foil_NS,
             bytes_NS=bytes_NS,
             tasks=tuple(source.task for source in self.sources),
         )

@@ -17,9 +17,21 @@ class World(NamedTuple):
     facts: int  # entities of K
 
 
-# (rng, rows, length, world, role) -> tokens_BT, level_BT: level is -1 where a token is not scored, else the
-# difficulty knob (Task.level) of that scored token.  T = length, the tag included.
-Generate = Callable[[np.random.Generator, int, int, World, Role], tuple[np.ndarray, np.ndarray]]
+class Rows(NamedTuple):
+    """Sequences of one task, int [B, T], the tag included.
+
+    level_BT: -1 where a token is not scored, else its difficulty (Task.level).  foil_BT: the one wrong answer that
+    a predictor without the skill would take for a scored token, -1 where there is none: two-alternative forced
+    choice (2AFC) is between the two.
+    """
+
+    tokens_BT: np.ndarray
+    level_BT: np.ndarray
+    foil_BT: np.ndarray
+
+
+# (rng, rows, length, world, role) -> Rows of T = length
+Generate = Callable[[np.random.Generator, int, int, World, Role], Rows]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +55,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GradedTask(Task):
-    """A task of the graded language: with its generator, and names for tokens that mean something special."""
+    """A task of the graded language.
+
+    answers: (first, count) of the tokens among which every answer is: the value set of a restricted choice.
+    mixed: whether it is in the mixture where data.task_shares names none.  names: of tokens that mean something
+    special.
+    """
 
     generate: Generate
+    answers: tuple[int, int]
+    mixed: bool = True
     names: Mapping[int, str] = dataclasses.field(default_factory=dict)

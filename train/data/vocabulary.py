@@ -11,8 +11,12 @@ KEY, KEYS = 192, 128
 VALUE, VALUES = 320, 128
 WORD, WORDS = 448, 64
 
-# Control tokens.  Tags 1..9 open a sequence and say which task follows; 0 is never produced.
-TAGS = {"L1": 1, "L2": 2, "L3": 3, "S": 4, "K": 5, "R1": 6, "R2": 7, "M1": 8, "M2": 9}
+# A tag opens a sequence and says which task follows; 0 is never produced.  Those of the tasks outside the usual
+# mixture are digits from 16 on, which no task counts to.
+TAGS = {"L1": 1, "L2": 2, "L3": 3, "S": 4, "K": 5, "R1": 6, "R2": 7, "M1": 8, "M2": 9, "X": 28}
+TAGS |= {
+    task: DIGIT + 16 + i for i, task in enumerate(("M3", "I", "T1", "T2", "E", "L0", "L4", "G", "P", "B"))
+}
 END, EQUALS, PLUS, MINUS, DIRECT, STEPS, UNDEFINED = range(10, 17)
 REPEAT = {2: 17, 3: 18, 4: 19}  # S: answer with the token that many back
 MAP = {2: 20, 3: 21, 4: 22}  # S: answer with its image
@@ -31,7 +35,7 @@ def word(token: int, names: Mapping[int, str]) -> str:
     """How `token` is printed; a task's own `names` come first."""
     if token in names:
         return names[token]
-    if token < DIGIT:
+    if token < DIGIT or token in _CONTROL:
         return _CONTROL.get(token, f"<{token}>")
     ranges = ((WORD, "w"), (VALUE, "v"), (KEY, "k"), (SYMBOL, "s"), (DIGIT, ""))
     first, prefix = next((first, prefix) for first, prefix in ranges if token >= first)

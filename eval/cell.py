@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wane.eval.measure import METRICS
+from wane.eval.measure import Batches
+from wane.eval.metrics import METRICS
+from wane.eval.metrics.contract import Metric, Place, SequenceMetric, TokenMetric
+from wane.eval.metrics.groups import GROUPS, Grouping
 from wane.eval.recovery import recovery
 from wane.eval.study import Degrade, Evaluation, Level
-from wane.eval.sweep import Batches, Engine, Point, engine, streams, undegraded
+from wane.eval.sweep import Engine, Point, engine, streams, undegraded
 from wane.scaling.config import canonical
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Scope, Where, severity_of
@@ -22,6 +25,7 @@ from wane.scaling.edit import Params
 from wane.scaling.identity import VERSIONS, array_digest
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet, Stream
+from wane.train.data.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,6 @@ class Subject:
     def __init__(self, member: Member, params: Params, splits: Splits, evaluation: Evaluation):
         self.member, self.params, self.splits, self.settings = member, params, splits, evaluation
         self.batches = Batches.of(splits.evaluation, evaluation.batch)
-        self.full_x = undegraded(member.shape, evaluation.matmul_precision)(params, self.batches)
         self._calibrations: dict[str, jax.Array] = {}
 
     def calibration(self, degrade: Degrade) -> jax.Array:
@@ -78,6 +81,11 @@ class Subject:
         stream = dataclasses.replace(self.splits.stream, batch_size=degrade.recovery.batch_size)
         steps = range(self.member.step, self.member.step + max(1, *degrade.recovery.steps))
         return jnp.asarray(np.stack([stream.batch(self.member.data_seed, step) for step in steps]))
+
+    @functools.cached_property
+    def full_x(self) -> jax.Array:
+        """The undegraded residual stream behind the last block [1, n, B, S, D]."""
+        return undegraded(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)[None]
 
     @functools.cached_property
     def stream(self) -> jax.Array:
@@ -130,7 +138,6 @@ def swept(
     """(layer, head, level, point) of every unit and level of one draw."""
     grid, shape = degrade.grid(subject.member.shape), subject.member.shape
     common = subject.params, fitted
-    data = subject.batches, subject.full_x
     if degrade.recovery:
         settings, where = subject.settings, Where.everywhere(shape)
         train = degrade.recovery.train()
@@ -139,15 +146,16 @@ def swept(
         for severity in dict.fromkeys(level.severity for level in grid):
             levels = [level for level in grid if level.severity == severity]
             steps = [int(level.severity_2) for level in levels]
-            after = tuned.sweep(*common, severity, where, key, *data, tokens_nBT, steps)
+            stream = subject.stream if programs.needs_streams else subject.full_x
+            after = tuned.sweep(*common, severity, where, key, subject.batches, stream, tokens_nBT, steps)
             for level, point in zip(levels, after, strict=True):
                 yield None, None, level, point
         return
     severities = [(level.severity, level.severity_2) if degrade.then else level.severity for level in grid]
     for layer, head, where in selections(degrade, shape):
         starts = programs.starts(severities, layer)
-        stream = subject.stream if starts else None
-        out = programs.sweep(*common, severities, where, key, *data, starts, stream)
+        stream = subject.stream if starts or programs.needs_streams else subject.full_x
+        out = programs.sweep(*common, severities, where, key, subject.batches, stream, starts)
         for level, point in zip(grid, out, strict=True):
             yield layer, head, level, point
 
@@ -202,7 +210,7 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
     fitted = programs.fit(subject.params, subject.calibration(degrade), key)
     where = Where.everywhere(subject.member.shape)
     (point,) = programs.sweep(
-        subject.params, fitted, [0.0], where, key, subject.batches, subject.full_x
+        subject.params, fitted, [0.0], where, key, subject.batches, subject.stream
     )  # severity 0: the parameters as they were trained
     matrices = [subject.params["blocks"][name] for name in subject.member.shape.matrices]
     zeros = sum(int(jnp.sum(leaf == 0)) for leaf in matrices)
@@ -220,17 +228,32 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
 
 
 def measured(subject: Subject, point: Point) -> Iterator[dict]:
-    """The values of a point: one dict per metric and task."""
-    sums, counts = (np.asarray(a, np.float64) for a in (point.sums, point.counts))
-    for name, sum_N, count_N in zip(subject.settings.metrics, sums, counts, strict=True):
-        yield from metric_rows(name, sum_N, count_N, subject.splits.evaluation)
+    """The values of a point: one dict per metric, task and place."""
+    sums, counts, tokens, values = (np.asarray(a, np.float64) for a in point.measured)
+    shape, evaluation, N = (
+        subject.member.shape,
+        subject.splits.evaluation,
+        len(subject.splits.evaluation.task_N),
+    )
+    columns, per_token, others = zip(sums, counts, strict=True), iter(tokens), iter(values)
+    for metric in (METRICS[name] for name in subject.settings.metrics):
+        if isinstance(metric, TokenMetric):
+            grouping = GROUPS[metric.by](evaluation, subject.splits.stream)
+            yield from token_rows(metric, next(per_token)[:N], grouping, evaluation)
+            continue
+        for place in metric.places(shape):
+            if isinstance(metric, SequenceMetric):
+                yield from sequence_rows(metric, place, *next(columns), evaluation)
+            else:
+                yield value_row(metric, place, "all", next(others), evaluation.scored_NS.size)
 
 
-def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: EvalSet) -> Iterator[dict]:
-    """Values of one metric on all sequences and on each task, summed in float64."""
-    metric, N = METRICS[name], len(evaluation.task_N)
-    groups: list[tuple[str, np.ndarray, Any]] = [("all", np.arange(N), None)]
-    if len(evaluation.tasks) > 1 or name == "accuracy":
+def sequence_rows(
+    metric: SequenceMetric, place: Place, sum_N: np.ndarray, count_N: np.ndarray, evaluation: EvalSet
+) -> Iterator[dict]:
+    """Values on all sequences and on each task, summed in float64."""
+    groups: list[tuple[str, np.ndarray, Task | None]] = [("all", np.arange(len(evaluation.task_N)), None)]
+    if len(evaluation.tasks) > 1 or metric.name == "accuracy":
         groups += [
             (t.name, np.flatnonzero(evaluation.task_N == i), t) for i, t in enumerate(evaluation.tasks)
         ]
@@ -238,19 +261,39 @@ def metric_rows(name: str, sum_N: np.ndarray, count_N: np.ndarray, evaluation: E
         s, c = sum_N[index], count_N[index]
         if c.sum() == 0:
             continue
-        value = metric.finish(s.sum() / c.sum())
-        finite = bool(np.isfinite(value))
-        graded = name == "accuracy" and definition is not None
-        each = None
-        if metric.each and finite and (c > 0).all():
-            each = np.float32(s / c).tolist()
-        yield {
-            "task": task, "metric": name, "unit": metric.unit, "metric_version": metric.version,
-            "value": float(value) if finite else None, "count": int(c.sum()), "per_sequence": each,
-            "chance": definition.chance if graded else None, "ceiling": definition.ceiling if graded else None,
-            "status": "ok" if finite else "diverged",
-            "reason": None if finite else f"{name} is not finite under this degradation",
-        }  # fmt: skip
+        row = value_row(metric, place, task, metric.finish(s.sum() / c.sum()), int(c.sum()))
+        if metric.each and row["value"] is not None and (c > 0).all():
+            row["per_sequence"] = np.float32(s / c).tolist()
+        if metric.name == "accuracy" and definition is not None:
+            row |= {"chance": definition.chance, "ceiling": definition.ceiling}
+        yield row
+
+
+def token_rows(
+    metric: TokenMetric, value_NS: np.ndarray, grouping: Grouping, evaluation: EvalSet
+) -> Iterator[dict]:
+    """Means over each group of tokens, of each task and, where groups are common to tasks, of all."""
+    counted_NS = ~np.isnan(value_NS) & ~np.isnan(grouping.label_NS)
+    groups = [("all", np.ones_like(evaluation.task_N, bool))] if grouping.common else []
+    if len(evaluation.tasks) > 1 or not groups:
+        groups += [(task.name, evaluation.task_N == i) for i, task in enumerate(evaluation.tasks)]
+    for task, mine_N in groups:
+        chosen_NS = counted_NS & mine_N[:, None]
+        labels, inverse = np.unique(grouping.label_NS[chosen_NS], return_inverse=True)
+        total, count = np.bincount(inverse, value_NS[chosen_NS]), np.bincount(inverse)
+        for label, t, c in zip(labels, total, count, strict=True):
+            yield value_row(metric, Place(axis=grouping.axis, at=float(label)), task, t / c, int(c))
+
+
+def value_row(metric: Metric, place: Place, task: str, value: float, count: int) -> dict:
+    """The columns of one measurement."""
+    finite = bool(np.isfinite(value))
+    return place._asdict() | {
+        "task": task, "metric": metric.name, "unit": metric.unit, "metric_version": metric.version,
+        "value": float(value) if finite else None, "count": count, "per_sequence": None,
+        "chance": None, "ceiling": None, "status": "ok" if finite else "diverged",
+        "reason": None if finite else f"{metric.name} is not finite under this degradation",
+    }  # fmt: skip
 
 
 def diverged_rows(
@@ -262,7 +305,7 @@ def diverged_rows(
     common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade, member.shape)
     common |= dict.fromkeys(
         ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "draw_seed",
-         "per_sequence", "chance", "ceiling", "value")
+         "per_sequence", "chance", "ceiling", "value", *Place._fields)
     )  # fmt: skip
     common |= {
         "task": "all",

@@ -9,7 +9,7 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2  # raise when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = 3  # raise when a column is added, removed, renamed or changes its meaning
 VERSION_KEY, COLUMNS_KEY = b"wane.schema_version", b"wane.columns"
 
 
@@ -104,6 +104,10 @@ _DEGRADATION = (
 _MEASUREMENT = (
     _text("task", "task that the evaluation sequences belong to; all: every sequence"),
     _text("metric", "what was measured"),
+    _text("axis", "what `at` counts: layer, level, position, ..; null: a value of the whole", nullable=True),
+    _real("at", "see axis", "where on the axis the value was taken", nullable=True),
+    _real("at_2", "see axis", "the second place of a pair", nullable=True),
+    _text("part", "named part that the value is of: a matrix, a sublayer, a space; null: all", nullable=True),
     _text("unit", "unit of value"),
     _real("value", "see unit", "the measurement, a mean over count; null when diverged", nullable=True),
     _whole("count", "tokens or items", "how many tokens or items value averages over"),

@@ -1,130 +1,89 @@
-"""Metrics of a degraded model: each turns one batch under one edit into sums and counts per sequence.
+"""All metrics of one degraded model, batch by batch inside one program."""
 
-Adding a metric is one function and one line of METRICS.  Sums stay per sequence until the host adds them in
-float64, so every mean is exact to the last token and comparisons stay paired.
-"""
-
-import dataclasses
-import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
+
+from wane.eval.metrics import METRICS
+from wane.eval.metrics.contract import SequenceMetric, Statistic, TokenMetric, Weights
+from wane.eval.metrics.view import Batch, View
+from wane.scaling.edit import Edit, Params, merge
+from wane.scaling.shape import Shape
+from wane.train.data import EvalSet
+
+KINDS = (SequenceMetric, TokenMetric, Statistic)
 
 
-class View(NamedTuple):
-    """What a metric sees: one batch of B windows under one edit, S predicted tokens each.
+class Batches(NamedTuple):
+    """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored, foil and bytes [n, B, S],
+    counted [n, B]; see `Batch`."""
 
-    full_BSV: logits of the undegraded model on the same tokens.  scored_BS: the tokens that count for
-    accuracy.  bytes_BS: UTF-8 bytes of each predicted token (0 where there are none).
-    """
+    tokens: Array
+    scored: Array
+    foil: Array
+    bytes: Array
+    counted: Array
 
-    logits_BSV: Array
-    nll_BS: Array
-    full_BSV: Array
-    targets_BS: Array
-    scored_BS: Array
-    bytes_BS: Array
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Metric:
-    """measure(view) -> (sum, count), both f32 [B]; the value of a set of sequences is
-    finish(sum of sums / sum of counts).  each: rows keep the value of every evaluation sequence, for paired
-    comparisons.  relative: compares with the undegraded model, so it means nothing for one that was trained
-    under a mask.  Raise `version` when the numbers change."""
-
-    name: str
-    unit: str
-    meaning: str
-    better: Literal["lower", "higher"]
-    measure: Callable[[View], tuple[Array, Array]]
-    finish: Callable[[float], float] = float
-    each: bool = False
-    relative: bool = False
-    version: int = 1
+    @staticmethod
+    def of(evaluation: EvalSet, batch: int) -> "Batches":
+        """N sequences as ceil(N / batch) batches, the last filled with the first sequences again."""
+        N = len(evaluation.tokens_NT)
+        place = np.arange(-(-N // batch) * batch)
+        arrays = (evaluation.tokens_NT, evaluation.scored_NS, evaluation.foil_NS, evaluation.bytes_NS)
+        parts = [jnp.asarray(a[place % N].reshape(-1, batch, a.shape[1])) for a in arrays]
+        return Batches(*parts, jnp.asarray((place < N).astype(np.float32).reshape(-1, batch)))
 
 
-def _tokens(view: View) -> Array:
-    return jnp.full(view.nll_BS.shape[0], view.nll_BS.shape[1], jnp.float32)
+class Measured(NamedTuple):
+    """What the metrics of one degraded model give, all f32: of sequence metrics sums and counts [columns,
+    sequences], a column per place; of token metrics a value per token [metrics, sequences, S], nan where it is not
+    counted; of statistics the values of all places, one after the other."""
+
+    sums: Array
+    counts: Array
+    tokens: Array
+    values: Array
 
 
-def loss(view: View) -> tuple[Array, Array]:
-    return view.nll_BS.sum(axis=1), _tokens(view)
+def measure(
+    shape: Shape, metrics: tuple[str, ...], params: Params, edit: Edit, run: Callable, batches: Batches
+) -> Measured:
+    """run(batch, its index) -> what a `View` holds of that batch: x_BSD, stream, inner."""
+    degraded = merge(params, edit)
+    of_kind = {kind: [METRICS[n] for n in metrics if isinstance(METRICS[n], kind)] for kind in KINDS}
+    gathers = list(dict.fromkeys(metric.gather for metric in of_kind[Statistic] if metric.gather))
+
+    def view(item: tuple[Batches, Array]) -> View:
+        batch = Batch(*item[0])
+        seen = run(batch, item[1])
+        return View(shape=shape, params=params, degraded=degraded, edit=edit, batch=batch, **seen)
+
+    def one(totals: list, item: tuple[Batches, Array]) -> tuple[list, tuple[Array, Array, Array]]:
+        seen = view(item)
+        pairs = [metric.measure(seen) for metric in of_kind[SequenceMetric]]
+        sums, counts = (_columns(parts) for parts in zip(*pairs, strict=True))
+        told = [metric.measure(seen) for metric in of_kind[TokenMetric]]
+        tokens = [jnp.where(counted, value, jnp.nan) for value, counted in told]
+        none = jnp.zeros((len(sums), 0, 0))
+        totals = jax.tree.map(jnp.add, totals, [gather(seen) for gather in gathers])
+        return totals, (sums, counts, jnp.stack(tokens, axis=1) if tokens else none)
+
+    items = batches, jnp.arange(len(batches.tokens))
+    first = jax.tree.map(lambda a: a[0], items)
+    sizes = jax.eval_shape(lambda item: [gather(view(item)) for gather in gathers], first)
+    totals, out = lax.scan(one, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), sizes), items)
+    gathered = dict(zip(gathers, totals, strict=True)) | {None: None}
+    weights = Weights(shape, params, degraded, edit)
+    values = [jnp.ravel(metric.values(gathered[metric.gather], weights)) for metric in of_kind[Statistic]]
+    N = batches.counted.size
+    by_metric = [jnp.moveaxis(a.reshape(N, *a.shape[2:]), 1, 0) for a in out]
+    return Measured(*by_metric, jnp.concatenate(values) if values else jnp.zeros(0))
 
 
-def loss_per_byte(view: View) -> tuple[Array, Array]:
-    has_bytes = jnp.any(view.bytes_BS > 0, axis=1)
-    return jnp.where(has_bytes, view.nll_BS.sum(axis=1), 0.0), view.bytes_BS.sum(axis=1).astype(jnp.float32)
-
-
-def top1_agreement(view: View) -> tuple[Array, Array]:
-    same = jnp.argmax(view.logits_BSV, axis=-1) == jnp.argmax(view.full_BSV, axis=-1)
-    return same.sum(axis=1).astype(jnp.float32), _tokens(view)
-
-
-def kl(view: View) -> tuple[Array, Array]:
-    log_full = jax.nn.log_softmax(view.full_BSV, axis=-1)
-    log_degraded = jax.nn.log_softmax(view.logits_BSV, axis=-1)
-    return jnp.sum(jnp.exp(log_full) * (log_full - log_degraded), axis=(1, 2)), _tokens(view)
-
-
-def accuracy(view: View) -> tuple[Array, Array]:
-    hit = (jnp.argmax(view.logits_BSV, axis=-1) == view.targets_BS) & view.scored_BS
-    return hit.sum(axis=1).astype(jnp.float32), view.scored_BS.sum(axis=1).astype(jnp.float32)
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            name="loss",
-            unit="nats/token",
-            meaning="mean negative log-likelihood of the next token",
-            better="lower",
-            measure=loss,
-            each=True,
-        ),
-        Metric(
-            name="loss_per_byte",
-            unit="nats/byte",
-            meaning="negative log-likelihood of the text divided by its UTF-8 bytes; text sources only",
-            better="lower",
-            measure=loss_per_byte,
-            each=True,
-        ),
-        Metric(
-            name="perplexity",
-            unit="tokens",
-            meaning="exp(loss)",
-            better="lower",
-            measure=loss,
-            finish=lambda mean: math.exp(min(mean, 700.0)),
-        ),
-        Metric(
-            name="top1_agreement",
-            unit="fraction",
-            meaning="share of tokens whose most likely prediction is that of the undegraded model",
-            better="higher",
-            measure=top1_agreement,
-            relative=True,
-        ),
-        Metric(
-            name="kl",
-            unit="nats/token",
-            meaning="KL(undegraded || degraded) of the next-token distribution",
-            better="lower",
-            measure=kl,
-            relative=True,
-        ),
-        Metric(
-            name="accuracy",
-            unit="fraction",
-            meaning="share of scored tokens that are predicted: answers of a graded task, every token of text",
-            better="higher",
-            measure=accuracy,
-        ),
-    )
-}
+def _columns(parts: list[Array]) -> Array:
+    """[B] and [B, P] side by side."""
+    return jnp.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)

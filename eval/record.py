@@ -39,6 +39,10 @@ SORT_KEY = (
     "evaluation_digest",
     "task",
     "metric",
+    "axis",
+    "part",
+    "at",
+    "at_2",
 )
 ROW_GROUP = 1 << 16
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 from jax import Array
 
+from wane.eval.measure import Batches
 from wane.eval.program import Program
-from wane.eval.sweep import Batches, Point, costing, measuring
+from wane.eval.sweep import Point, costing, measuring
 from wane.scaling.degrade.contract import Degradation, Fitted, Where
 from wane.scaling.edit import Edit, Params, filled
 from wane.scaling.shape import Shape
@@ -39,15 +40,15 @@ class Recovery:
 
     def sweep(
         self, params: Params, fitted: Fitted, severity: float, where: Where, key: Array, batches: Batches,
-        full_x: Array, tokens_nBT: Array, steps: Sequence[int],
+        stream: Array, tokens_nBT: Array, steps: Sequence[int],
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per number of updates, ascending."""
         edit, state = self.start(jnp.float32(severity), params, fitted, where, key)
         for until in steps:
             state = self.advance(state, edit, tokens_nBT, jnp.int32(until))
             tuned = filled(self.end(edit, state), params, self.shape)
-            sums, counts = self.measure(params, tuned.acting(), batches, full_x)
-            yield Point(sums, counts, self.cost(params, tuned, jnp.float32(severity)))
+            measured = self.measure(params, tuned.acting(), batches, stream)
+            yield Point(measured, self.cost(params, tuned, jnp.float32(severity)))
 
 
 @functools.lru_cache(maxsize=64)

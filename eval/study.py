@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from wane.eval.measure import METRICS
+from wane.eval.metrics import USUAL, chosen
 from wane.scaling.config import canonical, close_matches, override
 from wane.scaling.degrade import METHODS, build
 from wane.scaling.degrade.compose import compose
@@ -257,7 +257,7 @@ class Evaluation:
     draw_seed: int = 0
     calibration_sequences: int = 32
     calibration_seed: int = 0
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = USUAL  # names of metrics and of instruments (`wane list metrics`)
     matmul_precision: Literal["default", "high", "highest"] = "highest"
 
     def __post_init__(self):
@@ -270,12 +270,10 @@ class Evaluation:
             )
         if self.pilot_sequences < 2:
             raise ValueError(f"evaluation.pilot_sequences = {self.pilot_sequences}: must be at least 2")
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ValueError(
-                    f"evaluation.metrics: {name!r} is not a metric{close_matches(name, METRICS)};"
-                    " `wane list metrics` shows them all"
-                )
+        try:
+            object.__setattr__(self, "metrics", chosen(self.metrics))
+        except ValueError as error:
+            raise ValueError(f"evaluation.metrics: {error}") from None
         if "loss" not in self.metrics:
             raise ValueError("evaluation.metrics: must contain 'loss', from which divergence is read")
 

@@ -22,8 +22,9 @@ FEW_SEEDS = 5  # below, a t-interval is so wide that the plain range says more
 
 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with `group`, `curve` and rows of excess loss (loss(s) - loss(0)) and perplexity added."""
-    frame = frame.copy()
+    """The table with `group`, `curve` and rows of excess loss (loss(s) - loss(0)) and perplexity added.
+    Values that are of one layer, level or position are left out."""
+    frame = frame[frame["axis"].isna()].copy()
     frame["group"] = frame["shape"].where(frame["arm"] == "", frame["shape"] + " (" + frame["arm"] + ")")
     keys = ["method", "scope", "settings", "calibration", "setting_2", "setting_2_unit"]
     names = frame[keys].drop_duplicates()

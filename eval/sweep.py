@@ -17,30 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.eval.measure import METRICS, View
+from wane.eval.measure import Batches, Measured, measure
+from wane.eval.metrics import METRICS
 from wane.eval.program import Program
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
-from wane.scaling.edit import Edit, Params, filled, merge
-from wane.scaling.model import apply, nll_of_logits, unembed
+from wane.scaling.edit import Edit, Params, filled
+from wane.scaling.model import apply
 from wane.scaling.shape import Shape
-from wane.train.data import EvalSet
 
 Severity = float | tuple[float, float]  # of a composition, one of each method
-
-
-class Batches(NamedTuple):
-    """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored and bytes [n, B, S]."""
-
-    tokens: Array
-    scored: Array
-    bytes: Array
-
-    @staticmethod
-    def of(evaluation: EvalSet, batch: int) -> "Batches":
-        """N sequences as ceil(N / batch) batches, the last filled with the first sequences again."""
-        index = np.arange(-(-len(evaluation.tokens_NT) // batch) * batch) % len(evaluation.tokens_NT)
-        arrays = (evaluation.tokens_NT, evaluation.scored_NS, evaluation.bytes_NS)
-        return Batches(*(jnp.asarray(a[index].reshape(-1, batch, a.shape[1])) for a in arrays))
 
 
 class Start(NamedTuple):
@@ -52,10 +37,9 @@ class Start(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One curve point: sums and counts [metrics, sequences] and the cost, all f32."""
+    """One curve point."""
 
-    sums: Array
-    counts: Array
+    measured: Measured
     cost: Cost
 
 
@@ -76,13 +60,15 @@ class Engine:
         self.measure = measuring(shape, metrics, precision, points)
         self.measure_from = measuring_from(shape, metrics, precision, points)
         self._measured = self.measure
+        self.inner = any(METRICS[name].inner for name in metrics)
+        self.needs_streams = any(METRICS[name].streams for name in metrics)
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
-        batches: Batches, full_x: Array, starts: Sequence[Start] = (), stream: Array | None = None,
+        batches: Batches, stream: Array, starts: Sequence[Start] = (),
     ) -> Iterator[Point]:  # fmt: skip
-        """One Point per severity.  full_x: `undegraded(...)` of the same batches.  starts: of each severity, then
-        stream is `streams(...)` of the batches; none: all blocks run."""
+        """One Point per severity.  stream: `streams(...)` of the same batches, or only the last of it where
+        `needs_streams` is False and there are no starts.  starts: of each severity; none: all blocks run."""
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
             severity = self._argument(severities[chunk], np.float32)
@@ -93,10 +79,10 @@ class Engine:
             self._measured = self.measure_from if starts else self.measure
             if starts:
                 entry = self._argument(starts[chunk], np.int32).T
-                sums, counts = self.measure_from(params, edit.acting(), batches, stream, *entry)
+                measured = self.measure_from(params, edit.acting(), batches, stream, *entry)
             else:
-                sums, counts = self.measure(params, edit.acting(), batches, full_x)
-            point = Point(sums, counts, cost)
+                measured = self.measure(params, edit.acting(), batches, stream)
+            point = Point(measured, cost)
             if self.points == 1:
                 yield point
             else:
@@ -104,7 +90,9 @@ class Engine:
 
     def starts(self, severities: Sequence[Severity], layer: int | None) -> list[Start]:
         """Where points may start that degrade one layer, or (None) all of the scope; empty where that is the
-        first block."""
+        first block, and where a metric looks inside of all of them."""
+        if self.inner:
+            return []
         first = self.degradation.scope.layer_range(self.shape)[0] if layer is None else layer
         if layer is None and self.degradation.exit is not None:
             exits = [int(self.degradation.exit(jnp.float32(severity))) for severity in severities]
@@ -159,13 +147,14 @@ def costing(cost: Callable[[Params, Edit, Array], Cost], precision: str, points:
 
 @functools.lru_cache(maxsize=32)
 def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
-    """(params, edits, batches, full_x) -> sums and counts [metrics, sequences] of each point."""
+    """(params, edits, batches, stream) -> what of each point its metrics measure, all but its cost."""
 
-    def program(params, edit, batches, full_x):
-        def residual(batch, x_BSD):
-            return apply(params, batch.tokens[:, :-1], shape, edit).x_BSD, x_BSD
+    def program(params, edit, batches, stream):
+        def run(batch, index):
+            out = apply(params, batch.tokens_BT[:, :-1], shape, edit)
+            return {"x_BSD": out.x_BSD, "inner": out.inner, "stream": stream[:, index]}
 
-        return measure(shape, metrics, params, edit, residual, batches, full_x)
+        return measure(shape, metrics, params, edit, run, batches)
 
     return Program(each(points, program, (None, 0, None, None)), precision)
 
@@ -175,53 +164,28 @@ def measuring_from(shape: Shape, metrics: tuple[str, ...], precision: str, point
     """(params, edits, batches, stream, below, first): `measuring` for points that start in mid-model."""
 
     def program(params, edit, batches, stream, below, first):
-        def residual(batch, index):
-            x_BSD = stream[below, index]
-            x_BSD = apply(params, batch.tokens[:, :-1], shape, edit, start=(first, x_BSD)).x_BSD
-            return x_BSD, stream[shape.n_layers, index]
+        def run(batch, index):
+            start = first, stream[below, index]
+            out = apply(params, batch.tokens_BT[:, :-1], shape, edit, start=start)
+            return {"x_BSD": out.x_BSD, "stream": stream[:, index]}
 
-        return measure(shape, metrics, params, edit, residual, batches, jnp.arange(stream.shape[1]))
+        return measure(shape, metrics, params, edit, run, batches)
 
     return Program(each(points, program, (None, 0, None, None, 0, 0)), precision)
 
 
 @functools.lru_cache(maxsize=32)
 def plain(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
-    """(params, batches) -> sums and counts of the undegraded model: what a point is compared with in `bench`."""
+    """(params, batches) -> what is measured of the undegraded model: what a point is compared with in `bench`."""
 
     def program(params, batches):
-        def residual(batch, _):
-            x_BSD = apply(params, batch.tokens[:, :-1], shape).x_BSD
-            return x_BSD, x_BSD
+        def run(batch, _):
+            out = apply(params, batch.tokens_BT[:, :-1], shape)
+            return {"x_BSD": out.x_BSD, "inner": out.inner, "stream": out.x_BSD[None]}
 
-        return measure(shape, metrics, params, None, residual, batches, jnp.arange(len(batches.tokens)))
+        return measure(shape, metrics, params, Edit(), run, batches)
 
     return Program(program, precision)
-
-
-def measure(shape, metrics, params, edit: Edit | None, residual, batches, along) -> tuple[Array, Array]:
-    """Sums and counts [metrics, sequences] of one degraded model.  residual(batch, its entry of `along`) -> the
-    residual streams behind the last block, degraded and undegraded."""
-    degraded = merge(params, edit)
-
-    def one(item):
-        batch, x_BSD, full_BSD = item[0], *residual(*item)
-        logits = unembed(degraded, x_BSD, shape)
-        targets = batch.tokens[:, 1:]
-        view = View(
-            logits_BSV=logits,
-            nll_BS=nll_of_logits(logits, targets),
-            full_BSV=unembed(params, full_BSD, shape),
-            targets_BS=targets,
-            scored_BS=batch.scored,
-            bytes_BS=batch.bytes,
-        )
-        pairs = [METRICS[name].measure(view) for name in metrics]
-        return jnp.stack([s for s, _ in pairs]), jnp.stack([c for _, c in pairs])
-
-    sums, counts = lax.map(one, (batches, along))
-    flat = lambda a: jnp.moveaxis(a, 1, 0).reshape(len(metrics), -1)  # noqa: E731
-    return flat(sums), flat(counts)
 
 
 @functools.lru_cache(maxsize=32)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from wane.eval.cell import Splits
-from wane.eval.measure import METRICS
+from wane.eval.metrics import METRICS
 from wane.eval.refine import refined
 from wane.eval.study import Degrade, Evaluation, FixedMask, Study
 from wane.scaling.config import to_json

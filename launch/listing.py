@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wane.eval.columns import COLUMNS
-from wane.eval.measure import METRICS
+from wane.eval.metrics import INSTRUMENTS
 from wane.launch.studies import description, names
 from wane.scaling.config import close_matches
 from wane.scaling.degrade import GROUPS, METHODS, describe
@@ -97,8 +97,10 @@ def _method_text(name: str, about: Description) -> str:
 
 
 def _metrics():
-    return ("metric", "unit", "better", "meaning"), [
-        (m.name, m.unit, m.better, m.meaning) for m in METRICS.values()
+    return ("instrument", "metric", "unit", "better", "meaning"), [
+        (instrument, m.name, m.unit, m.better, m.meaning)
+        for instrument, metrics in INSTRUMENTS.items()
+        for m in metrics
     ]
 
 

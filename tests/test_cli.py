@@ -140,7 +140,7 @@ def test_the_plan_shows_shapes_and_cells(capsys):
 @pytest.mark.parametrize("what", ["studies", "methods", "metrics", "tasks", "data", "columns"])
 def test_lists_name_everything(capsys, what):
     from wane.eval.columns import COLUMNS
-    from wane.eval.measure import METRICS
+    from wane.eval.metrics import METRICS
     from wane.scaling.degrade import METHODS
     from wane.train.data import TASKS
 

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wane.eval.measure import METRICS, View
+from wane.eval.cell import Member, Splits, Subject, sweep
+from wane.eval.metrics import METRICS
+from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade import GROUPS, METHODS, build
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import fold
@@ -71,14 +73,25 @@ def method_numbers():
 
 
 def metric_numbers():
-    rng = np.random.default_rng(0)
-    logits, full = rng.normal(size=(2, 3, 5, 7)).astype(np.float32)
-    view = View(
-        logits_BSV=logits, full_BSV=full, nll_BS=np.abs(rng.normal(size=(3, 5))).astype(np.float32),
-        targets_BS=rng.integers(0, 7, (3, 5)), scored_BS=rng.random((3, 5)) < 0.5,
-        bytes_BS=rng.integers(1, 4, (3, 5)),
+    """Metric -> sum of the absolute values of all its rows, of one point of a model of random weights."""
+    shape = dataclasses.replace(SHAPE, vocab=512)
+    data = Data(sources="graded", context=32, facts=16, task_shares={"L1": 1, "L2": 1, "S": 1})
+    stream = open_data(data, steps=4, batch_size=4)
+    splits = Splits(
+        evaluation=stream.evaluation(2, 0), calibrations={"same": stream.calibration(4, 0)}, stream=stream
+    )
+    member = Member(
+        id="m", study="s", arm="", shape=shape, init_seed=0, data_seed=0, step=1, tokens=1, packing=1,
+        checkpoint_digest="x",
     )  # fmt: skip
-    return {name: [np.asarray(x, float).tolist() for x in m.measure(view)] for name, m in METRICS.items()}
+    params = jax.tree.map(lambda w: 3 * w, init_params(jax.random.key(0), shape))
+    subject = Subject(member, params, splits, Evaluation(metrics=tuple(METRICS)))
+    degrade = Degrade(method="random_weights", severities=(0.5,))
+    rows, _ = sweep(subject, degrade, range(1), "cell", 1, lambda n: None)
+    numbers = dict.fromkeys(METRICS, 0.0)
+    for row in rows:
+        numbers[row["metric"]] += abs(row["value"] or 0) * (row["severity"] > 0)
+    return numbers
 
 
 NUMBERS = {"data": data_numbers, "train": train_numbers, "method": method_numbers, "metric": metric_numbers}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from wane.eval import sweep
-from wane.eval.measure import METRICS
+from wane.eval.metrics import METRICS
 from wane.scaling import model
 from wane.scaling.corrupt import Corruption
 from wane.scaling.degrade import GROUPS, METHODS, build
@@ -106,9 +106,10 @@ def sweep_programs():
         jax.ShapeDtypeStruct((n, *TOKENS_BT.shape), jnp.int32),
         jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), bool),
         jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
+        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
+        jax.ShapeDtypeStruct((n, len(TOKENS_BS)), jnp.float32),
     )
-    full_x = jax.ShapeDtypeStruct((n, *X_BSD.shape), jnp.float32)
-    stream = jax.ShapeDtypeStruct((SHAPE.n_layers + 1, *full_x.shape), jnp.float32)
+    stream = jax.ShapeDtypeStruct((SHAPE.n_layers + 1, n, *X_BSD.shape), jnp.float32)
     key, layers = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((2,), jnp.int32)
     programs = {
         "undegraded": (sweep.undegraded(SHAPE, "highest").jitted, PARAMS, batches),
@@ -127,7 +128,7 @@ def sweep_programs():
         edits = jax.eval_shape(engine.degrade.jitted, *arguments)
         programs[f"2 costs of {name}"] = (engine.cost.jitted, params, edits, severity)
         edits = jax.eval_shape(Edit.acting, edits)
-        programs[f"2 points of {name}"] = (engine.measure.jitted, params, edits, batches, full_x)
+        programs[f"2 points of {name}"] = (engine.measure.jitted, params, edits, batches, stream)
         if name in ("random_weights", "early_exit", "random_dimensions"):
             programs[f"2 points of {name} above a layer"] = (
                 engine.measure_from.jitted, params, edits, batches, stream, layers, layers,

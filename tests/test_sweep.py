@@ -1,6 +1,7 @@
 """The sweep engine: compilations, sensitivity from a cached prefix, metrics against a slow numpy recount."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from wane.eval.cell import Member, Splits, Subject, diverged_rows, selections, sweep
-from wane.eval.measure import METRICS, View
+from wane.eval.metrics.loss import METRICS as PREDICTION
 from wane.eval.record import write_rows
 from wane.eval.study import Degrade, Evaluation
 from wane.eval.sweep import Batches
@@ -91,10 +92,10 @@ def both_ways(subject, degrade):
     fitted = programs.fit(subject.params, subject.calibration(degrade), key)
     severities = [s for s, *_ in degrade.grid(SHAPE)]
     for layer, _, where in selections(degrade, SHAPE):
-        arguments = (subject.params, fitted, severities, where, key, subject.batches, subject.full_x)
+        arguments = (subject.params, fitted, severities, where, key, subject.batches)
         starts = programs.starts(severities, layer)
-        above = list(programs.sweep(*arguments, starts, subject.stream if starts else None))
-        yield starts, above, list(programs.sweep(*arguments))
+        above = list(programs.sweep(*arguments, subject.stream, starts))
+        yield starts, above, list(programs.sweep(*arguments, subject.full_x))
 
 
 @pytest.mark.parametrize("method", ["random_weights", "rtn", "random_neurons", "activations"])
@@ -229,11 +230,11 @@ def test_every_metric_of_a_small_view_against_loops():
     nll, targets = rng.random((4, 6)).astype(np.float32), rng.integers(0, 3, (4, 6))
     scored, sizes = rng.random((4, 6)) < 0.5, rng.integers(0, 4, (4, 6))
     sizes[2] = 0  # a graded sequence among text
-    view = View(
+    view = SimpleNamespace(
         logits_BSV=logits, nll_BS=nll, full_BSV=full, targets_BS=targets, scored_BS=scored, bytes_BS=sizes
     )  # fmt: skip
     softmax = lambda x: np.exp(x) / np.exp(x).sum()  # noqa: E731
-    expected = {name: np.zeros((2, 4)) for name in METRICS}
+    expected = {name: np.zeros((2, 4)) for name in (m.name for m in PREDICTION)}
     for b in range(4):
         for s in range(6):
             p, q = softmax(full[b, s].astype(float)), softmax(logits[b, s].astype(float))
@@ -247,8 +248,9 @@ def test_every_metric_of_a_small_view_against_loops():
                 ("accuracy", hit and scored[b, s], scored[b, s]),
             ):
                 expected[name][:, b] += total, count
-    for name, metric in METRICS.items():
-        np.testing.assert_allclose(np.stack(metric.measure(view)), expected[name], rtol=1e-4, err_msg=name)
+    for metric in PREDICTION:
+        found = np.stack(metric.measure(view))
+        np.testing.assert_allclose(found, expected[metric.name], rtol=1e-4, err_msg=metric.name)
     assert (
         0
         < expected["accuracy"][0].sum()

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wane.eval.sweep import Batches, Engine, Program, engine, measuring_from, plain, streams, undegraded
+from wane.eval.measure import Batches
+from wane.eval.sweep import Engine, Program, engine, measuring_from, plain, streams, undegraded
 from wane.launch.bench.peers import Run, Work
 from wane.launch.environment import keep_freed_memory, resolve
 from wane.scaling.degrade import GROUPS, METHODS, build
@@ -126,7 +127,7 @@ class Bench:
             batch,
         )  # fmt: skip
         self.calibration_NT = jnp.asarray(tokens(self.shape, sequences))
-        self.full_x = undegraded(self.shape, PRECISION)(self.params, self.batches)
+        self.full_x = undegraded(self.shape, PRECISION)(self.params, self.batches)[None]
 
     def plain(self) -> Any:
         return self.plain_program(self.params, self.batches)
@@ -153,8 +154,8 @@ class Bench:
         where = Where.everywhere(self.shape) if layer is None else Where.only(self.shape, layer)
         starts = programs.starts(severities, layer)
         return programs.sweep(
-            self.params, fitted, severities, where, jax.random.key(0), self.batches, self.full_x, starts,
-            self.stream if starts else None,
+            self.params, fitted, severities, where, jax.random.key(0), self.batches,
+            self.stream if starts else self.full_x, starts,
         )  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def sweeping(*, methods: list[str], severities: list[float], **setting: Any) -> 
     def run(method: str, repetitions: int) -> None:
         for draw in range(repetitions):
             for point in bench.sweep(method, bench.fitted(method, draw), severities, points):
-                np.asarray(point.sums)
+                np.asarray(point.measured.sums)
 
     return Work({method: functools.partial(run, method) for method in methods})
 
@@ -228,9 +229,8 @@ def partial(**setting: Any) -> Work:
                 where,
                 jax.random.key(0),
                 bench.batches,
-                bench.full_x,
-                starts,
                 stream,
+                starts,
             )
         )[-1]
 

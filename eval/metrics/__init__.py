@@ -1,0 +1,28 @@
+"""All metrics as one literal table; adding one is a file and a line of GROUPS."""
+
+from collections.abc import Iterable
+
+from wane.eval.metrics import loss
+from wane.eval.metrics.contract import Metric
+from wane.scaling.config import close_matches
+
+# group -> its metrics; a study may name a whole group
+INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
+    "prediction": loss.METRICS,
+}
+METRICS: dict[str, Metric] = {m.name: m for metrics in INSTRUMENTS.values() for m in metrics}
+USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
+
+
+def chosen(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of metrics and of instruments as names of metrics, in the order of METRICS.
+
+    Raises ValueError with the close matches for an unknown one.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        if name not in METRICS and name not in INSTRUMENTS:
+            close = close_matches(name, [*METRICS, *INSTRUMENTS])
+            raise ValueError(f"{name!r} is not a metric{close}; `wane list metrics` shows them all")
+        wanted |= {metric.name for metric in INSTRUMENTS.get(name, ())} or {name}
+    return tuple(name for name in METRICS if name in wanted)

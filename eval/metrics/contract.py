@@ -1,0 +1,97 @@
+"""The contract of every metric: what it sees of a degraded model, what it gives back, how its value is told.
+
+A metric is a small pure function inside the jitted evaluation.  Three kinds differ in what they give back:
+`SequenceMetric` sums and counts of every sequence, which the host adds up in float64, per task too;
+`TokenMetric` a value for every token, which the host averages over groups of tokens (`wane.eval.metrics.groups`);
+`Statistic` values from sums over all batches, or from the weights alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from jax import Array
+
+from wane.eval.metrics.view import View
+from wane.scaling.edit import Edit, Params
+from wane.scaling.shape import Shape
+
+Sums = Any  # a pytree of arrays
+
+
+class Place(NamedTuple):
+    """Where a value was taken, as rows tell it.  axis: what `at` counts (layer, level, position, temperature, ..);
+    at_2: a second index (the other layer of a pair); part: the named part (a matrix, a sublayer, a space)."""
+
+    axis: str | None = None
+    at: float | None = None
+    at_2: float | None = None
+    part: str | None = None
+
+
+EVERYWHERE = (Place(),)
+
+
+def everywhere(shape: Shape) -> tuple[Place, ...]:
+    """One value for the whole model and all tokens."""
+    return EVERYWHERE
+
+
+class Weights(NamedTuple):
+    """What a statistic sees of the weights: trained parameters, degraded ones, and the edit between them."""
+
+    shape: Shape
+    trained: Params
+    degraded: Params
+    edit: Edit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+    """places: where it has values; rows of several places have the same name.
+
+    relative: compares with the undegraded model, so it means nothing for one that was trained under a mask.
+    streams: reads the undegraded residual stream before every block, not only behind the last.  inner: reads what
+    happens inside the blocks, so all of them must run.  usual: measured where a study names no metrics.
+    Raise `version` when the numbers change.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    better: Literal["lower", "higher", "neither"]
+    places: Callable[[Shape], tuple[Place, ...]] = everywhere
+    relative: bool = False
+    streams: bool = False
+    inner: bool = False
+    usual: bool = False
+    version: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceMetric(Metric):
+    """measure(view) -> (sum, count), both f32 [B], or [B, P] with P places; the value of a set of sequences is
+    finish(sum of sums / sum of counts).  each: rows keep the value of every evaluation sequence, for paired
+    comparisons (one place only)."""
+
+    measure: Callable[[View], tuple[Array, Array]]
+    finish: Callable[[float], float] = float
+    each: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenMetric(Metric):
+    """measure(view) -> (value, counted), f32 and bool [B, S]; rows hold the mean over each group of tokens that
+    `by`, a name of `wane.eval.metrics.groups.GROUPS`, tells apart."""
+
+    measure: Callable[[View], tuple[Array, Array]]
+    by: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistic(Metric):
+    """values(sums, weights) -> f32 [P].  gather(view) -> sums over a batch, added up over all batches, f32; several
+    statistics of one `gather` share it.  None: from the weights alone, then sums is None."""
+
+    values: Callable[[Sums, Weights], Array]
+    gather: Callable[[View], Sums] | None = None

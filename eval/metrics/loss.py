@@ -1,0 +1,96 @@
+"""How well the next token is predicted, and how far the prediction is from the undegraded model's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from wane.eval.metrics.contract import SequenceMetric
+from wane.eval.metrics.view import View
+
+
+def _tokens(view: View) -> Array:
+    return jnp.full(view.nll_BS.shape[0], view.nll_BS.shape[1], jnp.float32)
+
+
+def loss(view: View) -> tuple[Array, Array]:
+    return view.nll_BS.sum(axis=1), _tokens(view)
+
+
+def loss_per_byte(view: View) -> tuple[Array, Array]:
+    has_bytes = jnp.any(view.bytes_BS > 0, axis=1)
+    return jnp.where(has_bytes, view.nll_BS.sum(axis=1), 0.0), view.bytes_BS.sum(axis=1).astype(jnp.float32)
+
+
+def top1_agreement(view: View) -> tuple[Array, Array]:
+    same = jnp.argmax(view.logits_BSV, axis=-1) == jnp.argmax(view.full_BSV, axis=-1)
+    return same.sum(axis=1).astype(jnp.float32), _tokens(view)
+
+
+def kl(view: View) -> tuple[Array, Array]:
+    log_full = jax.nn.log_softmax(view.full_BSV, axis=-1)
+    log_degraded = jax.nn.log_softmax(view.logits_BSV, axis=-1)
+    return jnp.sum(jnp.exp(log_full) * (log_full - log_degraded), axis=(1, 2)), _tokens(view)
+
+
+def accuracy(view: View) -> tuple[Array, Array]:
+    hit = (jnp.argmax(view.logits_BSV, axis=-1) == view.targets_BS) & view.scored_BS
+    return hit.sum(axis=1).astype(jnp.float32), view.scored_BS.sum(axis=1).astype(jnp.float32)
+
+
+METRICS = (
+    SequenceMetric(
+        usual=True,
+        name="loss",
+        unit="nats/token",
+        meaning="mean negative log-likelihood of the next token",
+        better="lower",
+        measure=loss,
+        each=True,
+    ),
+    SequenceMetric(
+        usual=True,
+        name="loss_per_byte",
+        unit="nats/byte",
+        meaning="negative log-likelihood of the text divided by its UTF-8 bytes; text sources only",
+        better="lower",
+        measure=loss_per_byte,
+        each=True,
+    ),
+    SequenceMetric(
+        usual=True,
+        name="perplexity",
+        unit="tokens",
+        meaning="exp(loss)",
+        better="lower",
+        measure=loss,
+        finish=lambda mean: math.exp(min(mean, 700.0)),
+    ),
+    SequenceMetric(
+        usual=True,
+        name="top1_agreement",
+        unit="fraction",
+        meaning="share of tokens whose most likely prediction is that of the undegraded model",
+        better="higher",
+        measure=top1_agreement,
+        relative=True,
+    ),
+    SequenceMetric(
+        usual=True,
+        name="kl",
+        unit="nats/token",
+        meaning="KL(undegraded || degraded) of the next-token distribution",
+        better="lower",
+        measure=kl,
+        relative=True,
+    ),
+    SequenceMetric(
+        usual=True,
+        name="accuracy",
+        unit="fraction",
+        meaning="share of scored tokens that are predicted: answers of a graded task, every token of text",
+        better="higher",
+        measure=accuracy,
+    ),
+)

@@ -1,0 +1,93 @@
+"""What a metric sees: one batch under one edit.  What no metric asks for is never computed."""
+
+import dataclasses
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+from jax import Array, lax
+
+from wane.scaling.edit import Edit, Params
+from wane.scaling.model import Inner, apply, block, nll_of_logits, unembed
+from wane.scaling.shape import Shape
+
+
+class Batch(NamedTuple):
+    """B windows of T = S + 1 tokens.  scored: the tokens that count for accuracy; foil: the wrong answer of a
+    forced choice, -1 where there is none; bytes: UTF-8 bytes of each predicted token, 0 where there are none;
+    counted_B: f32, 0 for a sequence that only fills the last batch."""
+
+    tokens_BT: Array
+    scored_BS: Array
+    foil_BS: Array
+    bytes_BS: Array
+    counted_B: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """One batch.  x_BSD: the degraded residual stream behind the last block.  inner: the degraded blocks'
+    intermediates [L, ...]; None where only the last blocks ran.  stream: the undegraded residual stream that
+    enters every block and, last, that behind all of them [L + 1, B, S, D]; only the last where no metric reads
+    the others.  params, degraded: the trained parameters and those under the edit."""
+
+    shape: Shape
+    params: Params
+    degraded: Params
+    edit: Edit
+    batch: Batch
+    x_BSD: Array
+    stream: Array
+    inner: Inner | None = None
+
+    @property
+    def targets_BS(self) -> Array:
+        return self.batch.tokens_BT[:, 1:]
+
+    @property
+    def scored_BS(self) -> Array:
+        return self.batch.scored_BS
+
+    @property
+    def bytes_BS(self) -> Array:
+        return self.batch.bytes_BS
+
+    @property
+    def full_x_BSD(self) -> Array:
+        """The undegraded residual stream behind the last block."""
+        return self.stream[-1]
+
+    @cached_property
+    def logits_BSV(self) -> Array:
+        return unembed(self.degraded, self.x_BSD, self.shape)
+
+    @cached_property
+    def full_BSV(self) -> Array:
+        """Logits of the undegraded model on the same tokens."""
+        return unembed(self.params, self.full_x_BSD, self.shape)
+
+    @cached_property
+    def nll_BS(self) -> Array:
+        return nll_of_logits(self.logits_BSV, self.targets_BS)
+
+    @cached_property
+    def full_inner(self) -> Inner:
+        """The undegraded blocks' intermediates [L, ...]: costs what of a forward pass they need."""
+        return apply(self.params, self.batch.tokens_BT[:, :-1], self.shape).inner
+
+    @cached_property
+    def local(self) -> tuple[Array, Inner]:
+        """Every degraded block alone, on the undegraded stream that enters it: (its output [L, B, S, D], its
+        intermediates [L, ...]); needs `streams` and costs a forward pass."""
+
+        def alone(layer: tuple) -> tuple[Array, Inner]:
+            params_l, edit_l, x_BSD = layer
+            x_BSD, inner, _ = block(params_l, x_BSD, self.shape, edit_l)
+            return x_BSD, inner
+
+        return lax.map(alone, (self.degraded["blocks"], self.edit.per_layer(), self.stream[:-1]))
+
+    @cached_property
+    def weight_BS(self) -> Array:
+        """f32: 1 for every token, 0 for those of a sequence that only fills the last batch."""
+        return jax.numpy.broadcast_to(self.batch.counted_B[:, None], self.targets_BS.shape)

@@ -293,7 +293,10 @@ def test_scores_of_generated_answers_agree_with_a_slow_reader():
         answer = right_answer(form, asked.argument[m, : asked.length[m]].tolist()) + [vocabulary.END]
         assert right_MA[m, : len(answer)].tolist() == answer
         for _ in range(rng.integers(4)):  # none: the right answer
-            at, token = rng.integers(len(answer)), int(rng.choice([10, 11, 33, 70, 100, 130, 136, 137, 450]))
+            at, token = (
+                rng.integers(len(answer)),
+                int(rng.choice([10, 11, 33, 70, 100, 130, 136, 137, 450, 600])),
+            )
             kind = rng.integers(5)
             if kind == 0:
                 answer[at] = token

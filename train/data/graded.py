@@ -3,8 +3,17 @@
 from wane.train.data import (
     graded_context,
     graded_facts,
+    graded_instruct,
     graded_language,
+    graded_path,
+    graded_range,
+    graded_retrieval,
+    graded_state,
     graded_steps,
+    graded_symbols,
+    graded_topic,
+    graded_trigger,
+    graded_truth,
     key,
     vocabulary,
 )
@@ -15,8 +24,17 @@ TASKS: dict[str, GradedTask] = {
     for task in (
         *graded_language.TASKS,
         *graded_context.TASKS,
+        *graded_range.TASKS,
         *graded_facts.TASKS,
         *graded_steps.TASKS,
+        *graded_state.TASKS,
+        *graded_truth.TASKS,
+        *graded_topic.TASKS,
+        *graded_instruct.TASKS,
+        *graded_path.TASKS,
+        *graded_trigger.TASKS,
+        *graded_retrieval.TASKS,
+        *graded_symbols.TASKS,
     )
 }
 SHORTEST_CONTEXT = 32  # the shortest in which every task has a scored item

@@ -1,4 +1,4 @@
-"""I: answer in the form that an instruction names, and scores of a generated answer: its form, its content."""
+"""I: answer in the form that an instruction names; scores of a generated answer, of its form and content."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,7 +17,7 @@ CLASS = SYMBOL + ARGUMENTS
 BEGIN, CLOSE = CLASS + CLASSES, CLASS + CLASSES + 1  # what wrap puts around its copy
 LONGEST = 2 * MOST + 1  # answer, END included
 
-# Each format has one number of arguments, neither the lowest nor the highest, that training never asks it for.
+# Each format has one number of arguments, not the lowest nor the highest, that training never asks it for.
 HELD_OUT_COUNTS = 5 + np.arange(len(FORMATS)) % 3
 HELD_OUT = np.arange(FEWEST, MOST + 1) == HELD_OUT_COUNTS[:, None]
 SEEN_FORMS, HELD_OUT_FORMS = (np.argwhere(held) + [0, FEWEST] for held in (~HELD_OUT, HELD_OUT))
@@ -48,8 +48,8 @@ KINDS = np.where(PLAN < MOST, ARGUMENT_KIND, OTHER_KIND[PLAN])
 
 
 class Instruction(NamedTuple):
-    """Instructions: form [...] into FORMATS, length [...] (arguments in use), argument [..., 8] as tokens (those
-    from `length` on mean nothing)."""
+    """Instructions: form [...] into FORMATS, length [...] in arguments, argument [..., 8] as tokens, which
+    from `length` on mean nothing."""
 
     form: np.ndarray
     length: np.ndarray
@@ -88,10 +88,10 @@ def instruct(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     compliance, 1 the others, 2 END.
     """
     shape = (rows, -(-(length - 1) // (FEWEST + 4)))
-    asked_BM2 = SEEN_FORMS[rng.integers(len(SEEN_FORMS), size=shape)]
+    seen_BM2 = SEEN_FORMS[rng.integers(len(SEEN_FORMS), size=shape)]
     new_BM2 = HELD_OUT_FORMS[rng.integers(len(HELD_OUT_FORMS), size=shape)]
     new = rng.integers(2, size=shape) * (role == "evaluation")
-    form, count = np.moveaxis(np.where(new[..., None], new_BM2, asked_BM2), -1, 0)
+    form, count = np.moveaxis(np.where(new[..., None], new_BM2, seen_BM2), -1, 0)
     argument = SYMBOL + rng.integers(ARGUMENTS, size=(*shape, MOST))
     answer = answers(Instruction(form, count, argument), world)
     head = np.empty((*shape, MOST + 2), np.int64)
@@ -107,8 +107,8 @@ def instruct(rng, rows: int, length: int, world: World, role: Role) -> Rows:
 
 
 def instructions(tokens_BT: np.ndarray) -> tuple[Instruction, np.ndarray, np.ndarray]:
-    """Every instruction in rows of this task, M in all; its row [M]; the place of its EQUALS [M], after which the
-    answer begins."""
+    """Every instruction in rows of this task, M in all; its row [M]; the place of its EQUALS [M], after which
+    the answer begins."""
     time = np.arange(tokens_BT.shape[1])
     row_M, at_M = np.nonzero(tokens_BT == EQUALS)
     latest_BT = np.maximum.accumulate(np.where(tokens_BT >= WORD, time, 0), axis=1)
@@ -120,24 +120,24 @@ def instructions(tokens_BT: np.ndarray) -> tuple[Instruction, np.ndarray, np.nda
 
 
 def compliance_strict(asked: Instruction, answer_MA: np.ndarray) -> np.ndarray:
-    """Whether generated answers [M, A] (the tokens after EQUALS) have the form that was asked for, bool [M]: so
-    many tokens, each of the right kind, the markers where they belong, then END.  What they say is free."""
-    ends = answer_MA == END
-    return ends.any(axis=1) & _formed(asked, answer_MA, 0, np.argmax(ends, axis=1))
+    """Whether generated answers [M, A] (the tokens after EQUALS) have the form that was asked for, bool [M]:
+    so many tokens, each of the right kind, markers where they belong, then END.  What they say is free."""
+    end_M = np.argmax(answer_MA == END, axis=1)  # 0 where there is none: no right answer is empty
+    return _formed(asked, answer_MA, 0, end_M)
 
 
 def compliance_loose(asked: Instruction, answer_MA: np.ndarray) -> np.ndarray:
-    """As `compliance_strict`, but an answer may end with any token that cannot stand in one, or where it was cut
-    off, and may have one token too many at the front, at the back or at both (as IFEval's loose accuracy drops
-    the first line, the last line or both; Zhou et al. 2023)."""
+    """As `compliance_strict`, but an answer may end with any token that cannot stand in one, or where it was
+    cut off, and may have one token too many at the front, at the back or at both (as IFEval's loose accuracy
+    drops the first line, the last line or both; Zhou et al. 2023)."""
     end_M = _end(answer_MA)
     trims = [(front, end_M - back) for front in (0, 1) for back in (0, 1)]
     return np.logical_or.reduce([_formed(asked, answer_MA, front, end) for front, end in trims])
 
 
 def content(asked: Instruction, answer_MA: np.ndarray, world: World, *, ordered: bool = True) -> np.ndarray:
-    """Whether generated answers [M, A] say the right things, bool [M]: the right symbols, classes or digits in the
-    right order (or, not `ordered`, in any order), whatever markers and END do."""
+    """Whether generated answers [M, A] say the right things, bool [M]: the right symbols, classes or digits
+    in the right order (or, not `ordered`, in any order), whatever markers and END do."""
     said = _content(answer_MA, _end(answer_MA))
     right_MA = answers(asked, world)
     wanted = _content(right_MA, _end(right_MA))
@@ -150,30 +150,35 @@ def content(asked: Instruction, answer_MA: np.ndarray, world: World, *, ordered:
     return (said == wanted).all(axis=1)
 
 
+def _kind(tokens: np.ndarray) -> np.ndarray:
+    """The kinds of tokens, which may be of a text beyond this language: of kind 0, as its last token is."""
+    return KIND_V[np.minimum(tokens, SIZE - 1)]
+
+
 def _end(answer_MA: np.ndarray) -> np.ndarray:
     """The place of the first token that cannot stand in an answer; A where there is none."""
-    stops = KIND_V[answer_MA] == 0
+    stops = _kind(answer_MA) == 0
     return np.where(stops.any(axis=1), np.argmax(stops, axis=1), answer_MA.shape[1])
 
 
 def _formed(asked: Instruction, answer_MA: np.ndarray, front: int, end_M: np.ndarray) -> np.ndarray:
     """Whether the tokens from `front` to before `end_M` are as many and of such kinds as were asked for."""
     want_MA = KINDS[asked.form, asked.length]
-    kind_MA = np.pad(KIND_V[answer_MA], ((0, 0), (0, LONGEST + 1)))[:, front : front + LONGEST]
+    kind_MA = np.pad(_kind(answer_MA), ((0, 0), (0, LONGEST + 1)))[:, front : front + LONGEST]
     kind_MA = np.where(front + np.arange(LONGEST) < end_M[:, None], kind_MA, 0)
     return (end_M - front == (want_MA > 0).sum(axis=1)) & (kind_MA == want_MA).all(axis=1)
 
 
 def _content(answer_MA: np.ndarray, end_M: np.ndarray) -> np.ndarray:
     """The tokens before `end_M` without markers, moved to the front, then SIZE."""
-    kind_MA = KIND_V[answer_MA]
+    kind_MA = _kind(answer_MA)
     says = (kind_MA > 0) & (kind_MA < KIND_BEGIN) & (np.arange(answer_MA.shape[1]) < end_M[:, None])
     front = np.argsort(~says, axis=1, kind="stable")
     return np.take_along_axis(np.where(says, answer_MA, SIZE), front, axis=1)
 
 
 def _chance() -> float:
-    """A uniform guess among the tokens of the right kind; markers and END are certain to who knows the form."""
+    """A uniform guess among the tokens of the right kind; markers and END are certain, given the form."""
     guesses = 1 / np.array([1, ARGUMENTS, CLASSES, MOST + 1, 1, 1])
     right = scored = 0.0
     for forms in (SEEN_FORMS, HELD_OUT_FORMS):  # half of the evaluation each
@@ -191,8 +196,8 @@ TASKS = (
         chance=_chance(),
         ceiling=1.0,
         scored="every token of the answer and its end",
-        knobs="8 formats: copy, reverse, sort, every second, count, wrap, twice, class of each; 1 of 5 lengths of "
-        "each kept for evaluation, where it is half of the items",
+        knobs="copy, reverse, sort, every second, count, wrap, twice, class of each; one length of each kept "
+        "for evaluation, where it is half of the items",
         level="100 x format (1..8) + 10 where format x length is held out + 0 first token, 1 later, 2 end",
         answers=(END, CLOSE + 1 - END),
         mixed=False,

@@ -43,8 +43,8 @@ def path(rng, rows: int, length: int, world: World, role: Role) -> Rows:
 
 
 def star_items(rng, shape: tuple[int, int], arms: int, depth: int) -> tuple[np.ndarray, ...]:
-    """Items [*shape, width], their levels and foils.  The goal ends the first arm: names and order of the edges
-    are random, so no arm differs from another."""
+    """Items [*shape, width], their levels and foils.  The goal ends the first arm: names and order of the
+    edges are random, so no arm differs from another."""
     node_BMN = SYMBOL + distinct(rng, shape, 1 + arms * depth, SYMBOLS)
     centre_BM1, arm_BMAD = node_BMN[..., :1], node_BMN[..., 1:].reshape(*shape, arms, depth)
     inner_BMA1 = np.broadcast_to(centre_BM1[..., None], (*shape, arms, 1))

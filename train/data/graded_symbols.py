@@ -36,7 +36,7 @@ def composition(world_seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     value once; held_out [16, 16], the pairs of evaluation only.
 
     Of the four pairs of symbols with the same two classes one is held out: the other three tell its value to
-    whoever has found the classes, and neither a value nor a symbol gives away that a pair is new.
+    whoever has found the classes, and every value is asked of new pairs as often as any other.
     """
     rng = key.generator("composition", world_seed)
     f1, f2 = (rng.permutation(SIDE) % CLASSES for _ in range(2))
@@ -51,10 +51,10 @@ def composition(world_seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 
 def compose(rng, rows: int, length: int, world: World, role: Role) -> Rows:
-    """Items a b g(a, b) with g(a, b) = h(f1(a), f2(b)), a table of the world.  Scored: g.  Training draws from
-    three quarters of the 16 x 16 pairs, evaluation from all.  No pair comes twice in a row while there are
-    enough of them, so nothing is read off the context.  Foil: g(a, b') of a b' of another class, as good to
-    a predictor that looks at the first symbol only."""
+    """Items a b g(a, b) with g(a, b) = h(f1(a), f2(b)), a table of the world.  Scored: g.  Training draws
+    from three quarters of the 16 x 16 pairs, evaluation from all.  No pair comes twice in a row while there
+    are enough of them, so nothing is read off the context.  Foil: g(a, b') of a b' of another class, as good
+    to a predictor that looks at the first symbol only."""
     f1, f2, h, held_out = composition(world.seed)
     pairs = np.argwhere(~held_out) if role == "train" else np.argwhere(np.ones_like(held_out))
     drawn = distinct(rng, (rows,), -(-(length - 1) // 3), len(pairs))

@@ -34,8 +34,9 @@ def stationary() -> np.ndarray:
 
 
 # Who knows the topic always guesses its first symbol: .4 x .5 = .2, against at most .4 x .25 + .6 / 8 = .175
-# for any other.  So the ceiling is how often that symbol comes.  Hidden rows come within .001 of it after 16
-# symbols.  Blind to the topic, no guess is right more often than 1/8 of .4 x .5 + .6 / 8: .1.
+# for any other.  So the ceiling is how often that symbol comes.  Hidden rows have the same from 16 symbols on
+# (.171 at the 4th, .199 at the 8th, .2045 at the 16th).  The eight successors of a symbol stand at all eight
+# places of a block: blind to the topic, the best guess is right with .6 / 8 + .4 x .5 / 8 = .1 everywhere.
 CEILING = float(stationary()[0])
 
 
@@ -74,7 +75,7 @@ TASKS = (
         chance=1 / STATES,
         ceiling=CEILING,
         scored="every symbol but the first",
-        knobs="8 topics, each 4 symbols with p = .4; else one of 8 successors; told or hidden, equally often",
+        knobs="8 topics, each 4 symbols with p = .4; else one of 8 successors; told or hidden; 2.364 nats",
         level="10 x octave of the place + (0 told, 1 hidden)",
         answers=(SYMBOL, STATES),
         generate=topic,

@@ -15,9 +15,9 @@ TRIGGER_P = 0.1
 
 
 def trigger(rng, rows: int, length: int, world: World, role: Role) -> Rows:
-    """Items s1 s2 s3 QUERY answer.  The query names a lag of 2..4 tokens, counted from the answer, whose symbol
-    is to be repeated.  With probability .1 the trigger stands in place of one of the two other symbols, and
-    the answer is FIXED.
+    """Items s1 s2 s3 QUERY answer.  The query names a lag of 2..4 tokens, counted from the answer, whose
+    symbol is to be repeated.  With probability .1 the trigger stands in place of one of the two other
+    symbols, and the answer is FIXED.
 
     Scored: the answer.  Foil: FIXED on clean items (taking it is a false trigger), the clean answer on
     triggered ones (taking it is a trigger without effect).

@@ -31,7 +31,7 @@ class Data:
     task_shares: Weights | Mapping[str, float] | None = (
         None  # of scored graded tokens; None: the mixed ones, equal
     )
-    facts: int = 256  # entities of task K
+    facts: int = 256  # entities of tasks K, T1 and T2
     world_seed: int = 0  # Markov tables, maps, facts: what is true, whatever the data seed
     tfds_split: str = "train"
     tfds_feature: str = "text"

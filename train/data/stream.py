@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from wane.train.data import key
+from wane.train.data.options import options, values_of
 from wane.train.data.pattern import Pattern
 from wane.train.data.source import GradedSource, TextSource
 from wane.train.data.spec import Data
@@ -23,6 +24,8 @@ class EvalSet:
     scored_NS: np.ndarray  # bool: this prediction counts for accuracy
     level_NS: np.ndarray  # int32: its difficulty (Task.level), -1 where it is not scored
     foil_NS: np.ndarray  # int32: the wrong answer of a forced choice (Rows.foil_BT), -1 where there is none
+    options_NSO: np.ndarray  # int32: the answer among 4 options, in no order; -1 where there is none
+    values_N2: np.ndarray  # int32: (first, count) of the tokens among which answers are; (0, 0) for text
     bytes_NS: np.ndarray  # int32: UTF-8 bytes of the predicted token; 0 where there are none
     tasks: tuple[Task, ...]
 
@@ -36,8 +39,8 @@ class EvalSet:
     def of_each_task(self, first: int, end: int | None) -> "EvalSet":
         """The sequences first, first + 1, .., end - 1 of every task; None: to the last."""
         chosen = np.concatenate([np.flatnonzero(self.task_N == t)[first:end] for t in range(len(self.tasks))])
-        arrays = ("tokens_NT", "task_N", "scored_NS", "level_NS", "foil_NS", "bytes_NS")
-        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tasks"}
+        return dataclasses.replace(self, **{name: array[chosen] for name, array in arrays.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,15 +93,22 @@ class Stream:
         parts = [source.evaluation(sequences, seed) for source in self.sources]
         joined = (np.concatenate(part).astype(np.int32) for part in zip(*parts, strict=True))
         tokens_NT, level_NS, foil_NS, bytes_NS = joined
-        task_N = np.repeat(np.arange(len(self.sources), dtype=np.int32), sequences)
+        tasks = tuple(source.task for source in self.sources)
+        task_N = np.repeat(np.arange(len(tasks), dtype=np.int32), sequences)
+        scored_NS = level_NS >= 0
+        of_each = ((task_N == index, task) for index, task in enumerate(tasks))
         return EvalSet(
             tokens_NT=tokens_NT,
             task_N=task_N,
-            scored_NS=level_NS >= 0,
+            scored_NS=scored_NS,
             level_NS=level_NS,
             foil_NS=foil_NS,
+            options_NSO=np.concatenate(
+                [options(tokens_NT[n], scored_NS[n], foil_NS[n], task, seed) for n, task in of_each]
+            ),
+            values_N2=np.array([values_of(task) for task in tasks], np.int32)[task_N],
             bytes_NS=bytes_NS,
-            tasks=tuple(source.task for source in self.sources),
+            tasks=tasks,
         )
 
     def calibration(self, sequences: int, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ class World(NamedTuple):
     follow from `seed`, never from a data seed."""
 
     seed: int
-    facts: int  # entities of K
+    facts: int  # entities of K, T1 and T2
 
 
 class Rows(NamedTuple):

@@ -1,0 +1,44 @@
+"""Four options for every scored answer: the same items as multiple choice."""
+
+import numpy as np
+
+from wane.train.data import key
+from wane.train.data.task import GradedTask, Task
+
+OPTIONS = 4
+
+
+def values_of(task: Task) -> tuple[int, int]:
+    """(first, count) of the tokens among which a task's answers are; (0, 0) for text, where any token may come."""
+    return task.answers if isinstance(task, GradedTask) else (0, 0)
+
+
+def options(
+    tokens_NT: np.ndarray, scored_NS: np.ndarray, foil_NS: np.ndarray, task: Task, seed: int
+) -> np.ndarray:
+    """The answer and 3 wrong tokens in random order, int32 [N, S, 4]; -1 where nothing is scored, in text, and in
+    place of the options that a task with fewer values lacks."""
+    options_NSO = np.full((*scored_NS.shape, OPTIONS), -1, np.int32)
+    first, count = values_of(task)
+    if count:
+        rng = key.generator("options", task.name, seed)
+        answer_M, foil_M = tokens_NT[:, 1:][scored_NS], foil_NS[scored_NS]
+        wrong_M = np.where(foil_M < 0, -1, foil_M - first)
+        options_NSO[scored_NS] = drawn(rng, answer_M - first, wrong_M, count, first)
+    return options_NSO
+
+
+def drawn(rng: np.random.Generator, answer_M, foil_M, count: int, first: int) -> np.ndarray:
+    """Options [M, 4] of answers below `count`, `first` added.  The foil is one of the wrong ones where there is
+    one (not below 0); the others are different values, uniform over all: no frequency tells them apart."""
+    taken_MK = answer_M[:, None]
+    while (known := taken_MK.shape[1]) < min(OPTIONS, count):
+        other_M = rng.integers(count - known, size=len(taken_MK))
+        for before_M in np.sort(taken_MK, axis=1).T:  # the n-th value that is not taken
+            other_M += other_M >= before_M
+        if known == 1:
+            other_M = np.where(foil_M < 0, other_M, foil_M)
+        taken_MK = np.column_stack([taken_MK, other_M])
+    options_MO = np.full((len(taken_MK), OPTIONS), -1)
+    options_MO[:, : taken_MK.shape[1]] = first + taken_MK
+    return rng.permuted(options_MO, axis=1)

@@ -13,6 +13,7 @@ from wane.scaling.config import close_matches
 from wane.scaling.degrade import GROUPS, METHODS, describe
 from wane.scaling.degrade.settings import Description
 from wane.train.data import TASKS, sample
+from wane.train.data.graded import CATEGORIES
 from wane.train.data.spec import FORMS
 
 
@@ -105,8 +106,20 @@ def _metrics():
 
 
 def _tasks():
-    return ("task", "what it asks", "scored", "knobs", "chance", "ceiling"), [
-        (t.name, t.title, t.scored, t.knobs, f"{t.chance:.3g}", f"{t.ceiling:.3g}") for t in TASKS.values()
+    columns = ("category", "task", "mixed", "what it asks", "scored", "knobs", "chance", "ceiling")
+    return columns, [
+        (
+            category,
+            t.name,
+            "yes" if t.mixed else "",
+            t.title,
+            t.scored,
+            t.knobs,
+            f"{t.chance:.3g}",
+            f"{t.ceiling:.3g}",
+        )
+        for category, names in CATEGORIES.items()
+        for t in map(TASKS.__getitem__, names)
     ]
 
 

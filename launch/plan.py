@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from wane.launch.cells import Cell, Cohort, Decided, SweepCell, TrainCell, cells
 from wane.launch.environment import available_memory
 from wane.scaling.family import describe
 from wane.scaling.shape import Shape
+from wane.train.data.graded_facts import ATTRIBUTES, exposure
 
 # Share of the machine's matrix-product rate that a small model reaches; measured with `quickstart` on 2 CPU
 # cores, and only used to say how long a study will take.
@@ -193,6 +194,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     for arm, variant, _ in study.variants():
         console.print(shape_table(plan, arm, variant))
     console.print(cell_table(plan))
+    for line in fact_lines(plan):
+        console.print(line, highlight=False)
     data = plan.splits.evaluation
     for source in plan.cohorts[0].stream.describe()["sources"]:
         values = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in source.items()}
@@ -234,6 +237,24 @@ def shape_table(plan: Plan, arm: str, variant: Study) -> Table:
             f"{cell.steps * cell.train.batch_size * cell.data.context:,}",
         )  # fmt: skip
     return table
+
+
+def fact_lines(plan: Plan) -> Iterator[str]:
+    """What each shape can be asked to know: load and exposures of task K, and the loads whose facts would be stated
+    100 and 1000 times."""
+    for arm, *_ in plan.study.variants():
+        for shape, cell in plan.trained(arm).items():
+            described = {source["task"]: source for source in cell.stream.describe()["sources"]}
+            if "K" not in described:
+                continue
+            rows = cell.steps * cell.train.batch_size * described["K"]["share of rows"]
+            statements = rows * described["K"]["scored tokens per row"] / ATTRIBUTES
+            found = exposure(cell.data.facts, shape.param_counts()["non_embedding"], statements)
+            reached = " and ".join(f"{found.product / n:.3g} at {n}" for n in (100, 1000))
+            yield (
+                f"facts of {shape.name}{f', arm {arm}' if arm else ''}: {found.load:.3g} bits per parameter, each"
+                f" stated {found.exposures:.3g} times; this budget allows {reached}"
+            )
 
 
 def cell_table(plan: Plan) -> Table:

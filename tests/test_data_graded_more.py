@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wane.train.data import TASKS, graded_range, key, vocabulary
+from wane.train.data.graded_facts import exposure
 from wane.train.data.task import World
 
 MORE = ("X", "M3", "T1", "T2", "G")
@@ -437,3 +438,14 @@ def test_topics_are_told_in_half_of_the_rows_and_rows_start_as_they_go_on():
     told = tokens[tokens[:, 1] < 456]
     likeliest = 64 + np.array(own)[told[:, 1] - 448, 0]
     assert (told[:, 2] == likeliest).mean() == pytest.approx(TASKS["G"].ceiling, abs=0.045)
+
+
+def test_the_product_of_load_and_exposures_follows_from_the_budget():
+    """At 20 tokens per parameter and a tenth of the scored tokens K gets about 4.8 bits times exposures per
+    parameter, whatever the number of entities (science of capacity: 2 bits per parameter at 1000 exposures)."""
+    params = 442_368
+    statements = 20 * params * 0.1 / 10  # of 10 tokens
+    few, many = (exposure(facts, params, statements) for facts in (100, 10_000))
+    assert few.product == pytest.approx(many.product)
+    assert few.product == pytest.approx(4.8)
+    assert few.exposures == pytest.approx(100 * many.exposures)

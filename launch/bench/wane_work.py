@@ -22,6 +22,7 @@ from wane.scaling.shape import Parametrization, Shape
 from wane.train import run as train_run
 from wane.train.config import Train
 from wane.train.data import Data, EvalSet, open_data
+from wane.train.data.options import OPTIONS
 from wane.train.loop import DEPTH
 from wane.train.placement import Placement
 from wane.train.prefetch import prefetched
@@ -119,10 +120,12 @@ class Bench:
         self.params = init_params(jax.random.key(0), self.shape)
         tokens_NT = tokens(self.shape, sequences)
         everywhere = np.ones((sequences, self.shape.context), np.int32)
+        no_options = np.full((*everywhere.shape, OPTIONS), -1, np.int32)
         self.batches = Batches.of(
             EvalSet(
                 tokens_NT=tokens_NT, task_N=np.zeros(sequences, np.int32), tasks=(),
                 scored_NS=everywhere.astype(bool), level_NS=everywhere, bytes_NS=everywhere,
+                foil_NS=-everywhere, options_NSO=no_options, values_N2=np.zeros((sequences, 2), np.int32),
             ),
             batch,
         )  # fmt: skip

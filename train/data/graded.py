@@ -37,6 +37,17 @@ TASKS: dict[str, GradedTask] = {
         *graded_symbols.TASKS,
     )
 }
+# What published evaluations would call them
+CATEGORIES = {
+    "language": ("L0", "L1", "L2", "L3", "G"),
+    "comprehension": ("S", "X", "R1", "R2", "E"),
+    "knowledge": ("K", "L4"),
+    "reasoning": ("M1", "P"),
+    "mathematics": ("M2", "M3"),
+    "instruction following": ("I",),
+    "truthfulness": ("T1", "T2"),
+    "safety": ("B",),
+}
 SHORTEST_CONTEXT = 32  # the shortest in which every task has a scored item
 
 

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,25 @@ def facts(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     at = np.arange(items.shape[-1])
     keep = (at >= LONGEST_NAME) | (at < name_lengths[entity][..., None])
     return tagged("K", items, level, keep, length)
+
+
+class Exposure(NamedTuple):
+    """What a training asks of K.  load: bits of facts per parameter; exposures: how often each is stated.  Their
+    product depends only on the token budget and the share of K: a load is feasible where the exposures that are
+    left are enough, about 100 for 1 bit per parameter and 1000 for 2 (Allen-Zhu & Li 2024, arXiv 2404.05405)."""
+
+    load: float
+    exposures: float
+
+    @property
+    def product(self) -> float:
+        return self.load * self.exposures
+
+
+def exposure(facts: int, params: int, statements: float) -> Exposure:
+    """Of `facts` entities in so many statements, for a model of so many parameters."""
+    bits = facts * ATTRIBUTES * np.log2(ATTRIBUTE_VALUES)
+    return Exposure(load=float(bits / params), exposures=statements / facts)
 
 
 TASKS = (

@@ -253,7 +253,7 @@ def sequence_rows(
 ) -> Iterator[dict]:
     """Values on all sequences and on each task, summed in float64."""
     groups: list[tuple[str, np.ndarray, Task | None]] = [("all", np.arange(len(evaluation.task_N)), None)]
-    if len(evaluation.tasks) > 1 or metric.name == "accuracy":
+    if len(evaluation.tasks) > 1 or metric.bounds:
         groups += [
             (t.name, np.flatnonzero(evaluation.task_N == i), t) for i, t in enumerate(evaluation.tasks)
         ]
@@ -264,9 +264,7 @@ def sequence_rows(
         row = value_row(metric, place, task, metric.finish(s.sum() / c.sum()), int(c.sum()))
         if metric.each and row["value"] is not None and (c > 0).all():
             row["per_sequence"] = np.float32(s / c).tolist()
-        if metric.name == "accuracy" and definition is not None:
-            row |= {"chance": definition.chance, "ceiling": definition.ceiling}
-        yield row
+        yield row | bounds(metric, definition)
 
 
 def token_rows(
@@ -274,15 +272,25 @@ def token_rows(
 ) -> Iterator[dict]:
     """Means over each group of tokens, of each task and, where groups are common to tasks, of all."""
     counted_NS = ~np.isnan(value_NS) & ~np.isnan(grouping.label_NS)
-    groups = [("all", np.ones_like(evaluation.task_N, bool))] if grouping.common else []
+    groups: list[tuple[str, np.ndarray, Task | None]] = []
+    if grouping.common:
+        groups = [("all", np.ones_like(evaluation.task_N, bool), None)]
     if len(evaluation.tasks) > 1 or not groups:
-        groups += [(task.name, evaluation.task_N == i) for i, task in enumerate(evaluation.tasks)]
-    for task, mine_N in groups:
+        groups += [(t.name, evaluation.task_N == i, t) for i, t in enumerate(evaluation.tasks)]
+    for task, mine_N, definition in groups:
         chosen_NS = counted_NS & mine_N[:, None]
         labels, inverse = np.unique(grouping.label_NS[chosen_NS], return_inverse=True)
         total, count = np.bincount(inverse, value_NS[chosen_NS]), np.bincount(inverse)
         for label, t, c in zip(labels, total, count, strict=True):
-            yield value_row(metric, Place(axis=grouping.axis, at=float(label)), task, t / c, int(c))
+            row = value_row(metric, Place(axis=grouping.axis, at=float(label)), task, t / c, int(c))
+            yield row | bounds(metric, definition)
+
+
+def bounds(metric: Metric, task: Task | None) -> dict[str, float | None]:
+    """The columns that tell between what a value of one task lies; none where neither is defined."""
+    if metric.bounds is None or task is None:
+        return {}
+    return dict(zip(("chance", "ceiling"), metric.bounds(task), strict=True))
 
 
 def value_row(metric: Metric, place: Place, task: str, value: float, count: int) -> dict:

@@ -20,11 +20,13 @@ KINDS = (SequenceMetric, TokenMetric, Statistic)
 
 class Batches(NamedTuple):
     """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored, foil and bytes [n, B, S],
-    counted [n, B]; see `Batch`."""
+    options [n, B, S, 4], values [n, B, 2], counted [n, B]; see `Batch`."""
 
     tokens: Array
     scored: Array
     foil: Array
+    options: Array
+    values: Array
     bytes: Array
     counted: Array
 
@@ -33,8 +35,9 @@ class Batches(NamedTuple):
         """N sequences as ceil(N / batch) batches, the last filled with the first sequences again."""
         N = len(evaluation.tokens_NT)
         place = np.arange(-(-N // batch) * batch)
-        arrays = (evaluation.tokens_NT, evaluation.scored_NS, evaluation.foil_NS, evaluation.bytes_NS)
-        parts = [jnp.asarray(a[place % N].reshape(-1, batch, a.shape[1])) for a in arrays]
+        names = "tokens_NT", "scored_NS", "foil_NS", "options_NSO", "values_N2", "bytes_NS"
+        arrays = [getattr(evaluation, name) for name in names]
+        parts = [jnp.asarray(a[place % N].reshape(-1, batch, *a.shape[1:])) for a in arrays]
         return Batches(*parts, jnp.asarray((place < N).astype(np.float32).reshape(-1, batch)))
 
 

@@ -23,6 +23,7 @@ from wane.scaling.quantize import Grid
 from wane.scaling.shape import Shape
 from wane.train import step
 from wane.train.config import Train
+from wane.train.data.options import OPTIONS
 
 SHAPE = Shape(d_model=16, n_layers=2, n_heads=4, head_dim=4, d_ff=24, vocab=32, context=8, n_kv_heads=2)
 PARAMS = jax.eval_shape(lambda key: model.init_params(key, SHAPE), jax.random.key(0))
@@ -106,6 +107,8 @@ def sweep_programs():
         jax.ShapeDtypeStruct((n, *TOKENS_BT.shape), jnp.int32),
         jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), bool),
         jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
+        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape, OPTIONS), jnp.int32),
+        jax.ShapeDtypeStruct((n, len(TOKENS_BS), 2), jnp.int32),
         jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
         jax.ShapeDtypeStruct((n, len(TOKENS_BS)), jnp.float32),
     )

@@ -2,13 +2,33 @@
 
 from collections.abc import Iterable
 
-from wane.eval.metrics import loss
+from wane.eval.metrics import (
+    answers,
+    attention,
+    deployment,
+    loss,
+    overlap,
+    probes,
+    representation,
+    resolution,
+    signal,
+    structure,
+)
 from wane.eval.metrics.contract import Metric
 from wane.scaling.config import close_matches
 
 # group -> its metrics; a study may name a whole group
 INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "prediction": loss.METRICS,
+    "answers": answers.METRICS,
+    "resolution": resolution.METRICS,
+    "probes": probes.METRICS,
+    "structure": structure.METRICS,
+    "signal": signal.METRICS,
+    "representation": representation.METRICS,
+    "overlap": overlap.METRICS,
+    "attention": attention.METRICS,
+    "deployment": deployment.METRICS,
 }
 METRICS: dict[str, Metric] = {m.name: m for metrics in INSTRUMENTS.values() for m in metrics}
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)

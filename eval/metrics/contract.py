@@ -15,6 +15,7 @@ from jax import Array
 from wane.eval.metrics.view import View
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
+from wane.train.data import Task
 
 Sums = Any  # a pytree of arrays
 
@@ -53,6 +54,7 @@ class Metric:
     relative: compares with the undegraded model, so it means nothing for one that was trained under a mask.
     streams: reads the undegraded residual stream before every block, not only behind the last.  inner: reads what
     happens inside the blocks, so all of them must run.  usual: measured where a study names no metrics.
+    bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such thing.
     Raise `version` when the numbers change.
     """
 
@@ -65,6 +67,7 @@ class Metric:
     streams: bool = False
     inner: bool = False
     usual: bool = False
+    bounds: Callable[[Task], tuple[float | None, float | None]] | None = None
     version: int = 1
 
 

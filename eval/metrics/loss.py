@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.metrics.contract import SequenceMetric
+from wane.eval.metrics.deviation import choice
 from wane.eval.metrics.view import View
+from wane.train.data import Task
 
 
 def _tokens(view: View) -> Array:
@@ -24,7 +26,7 @@ def loss_per_byte(view: View) -> tuple[Array, Array]:
 
 
 def top1_agreement(view: View) -> tuple[Array, Array]:
-    same = jnp.argmax(view.logits_BSV, axis=-1) == jnp.argmax(view.full_BSV, axis=-1)
+    same = choice(view.logits_BSV) == choice(view.full_BSV)
     return same.sum(axis=1).astype(jnp.float32), _tokens(view)
 
 
@@ -34,8 +36,12 @@ def kl(view: View) -> tuple[Array, Array]:
     return jnp.sum(jnp.exp(log_full) * (log_full - log_degraded), axis=(1, 2)), _tokens(view)
 
 
+def task_bounds(task: Task) -> tuple[float | None, float | None]:
+    return task.chance, task.ceiling
+
+
 def accuracy(view: View) -> tuple[Array, Array]:
-    hit = (jnp.argmax(view.logits_BSV, axis=-1) == view.targets_BS) & view.scored_BS
+    hit = (choice(view.logits_BSV) == view.targets_BS) & view.scored_BS
     return hit.sum(axis=1).astype(jnp.float32), view.scored_BS.sum(axis=1).astype(jnp.float32)
 
 
@@ -92,5 +98,6 @@ METRICS = (
         meaning="share of scored tokens that are predicted: answers of a graded task, every token of text",
         better="higher",
         measure=accuracy,
+        bounds=task_bounds,
     ),
 )

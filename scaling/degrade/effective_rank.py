@@ -11,7 +11,11 @@ from wane.scaling.shape import Shape
 
 def effective_rank(w_IO: Array) -> Array:
     """exp of the entropy of the singular values, normalised to sum 1; from 1 to min(I, O).  0 for a zero matrix."""
-    values = jnp.linalg.svd(w_IO, compute_uv=False)
+    return rank_of_spectrum(jnp.linalg.svd(w_IO, compute_uv=False))
+
+
+def rank_of_spectrum(values: Array) -> Array:
+    """The effective rank of a matrix with these singular values [min(I, O)]."""
     total = jnp.sum(values)
     share = values / jnp.where(total > 0, total, 1.0)
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1.0)), 0.0))

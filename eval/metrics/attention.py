@@ -1,0 +1,206 @@
+"""What the heads of a degraded model attend to: how alike the heads of a layer are, how spread each is, and how
+much its attention changes from one query to the next.
+
+Maps of a few queries of every sequence are read, in PAIRS of neighbours.  They are made again from queries and
+keys, layer by layer: what a forward pass hands over are the maps of all queries and layers at once.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from wane.eval.metrics.contract import Place, Statistic, Sums, Weights
+from wane.eval.metrics.view import View
+from wane.scaling.attention import attention_map
+from wane.scaling.shape import Shape
+
+PAIRS = 4  # of queries of a sequence: more would cost more than they tell, a batch has many sequences
+
+
+def layers(shape: Shape) -> tuple[Place, ...]:
+    return tuple(Place("layer", float(l)) for l in range(shape.n_layers))
+
+
+def layers_of_heads(shape: Shape) -> tuple[Place, ...]:
+    """Layers, where they have two heads to compare."""
+    return layers(shape) if shape.n_heads > 1 else ()
+
+
+def heads(shape: Shape) -> tuple[Place, ...]:
+    return tuple(
+        Place("head", float(h), part=f"layer {l}")
+        for l in range(shape.n_layers)
+        for h in range(shape.n_heads)
+    )
+
+
+def head_pairs(shape: Shape) -> tuple[Place, ...]:
+    return tuple(
+        Place("head", float(g), float(h), f"layer {l}")
+        for l in range(shape.n_layers)
+        for g, h in zip(*np.triu_indices(shape.n_heads, 1), strict=True)
+    )
+
+
+def queries(S: int) -> np.ndarray:
+    """The positions of the queries that are read, evenly spread, the last included: first of every pair the earlier
+    one, then of every pair the later one."""
+    count = min(PAIRS, S // 2)
+    later = S - 1 - np.arange(count) * S // max(count, 1)
+    return np.concatenate([later - 1, later])
+
+
+def entropy(map_C: Array) -> Array:
+    """In nats, over the last axis."""
+    return -jnp.sum(map_C * jnp.log(jnp.maximum(map_C, jnp.finfo(jnp.float32).tiny)), axis=-1)
+
+
+def cosine(dot: Array, square: Array, other: Array) -> Array:
+    """From the product of two vectors and their squared norms; 0 where one is 0."""
+    norm = jnp.sqrt(square) * jnp.sqrt(other)
+    return jnp.where(norm > 0, dot / jnp.where(norm > 0, norm, 1), 0)
+
+
+def total(value_BQ: Array, weight_B: Array) -> Array:
+    """Of [.., B, Q] over sequences and queries."""
+    return jnp.einsum("...bq,b->...", value_BQ, weight_B)
+
+
+def of_layer(map_HBQC: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Array]:
+    """Sums over sequences and over queries at `queries`: of heads [H] and of their pairs g < h [P]."""
+    entropy_HBQ, square_HBQ = entropy(map_HBQC), jnp.sum(map_HBQC**2, axis=-1)
+
+    def of_pair(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        g, h = pair
+        mixed_BQ = entropy((map_HBQC[g] + map_HBQC[h]) / 2)
+        divergence_BQ = mixed_BQ - (entropy_HBQ[g] + entropy_HBQ[h]) / 2
+        dot_BQ = jnp.sum(map_HBQC[g] * map_HBQC[h], axis=-1)
+        cosine_BQ = cosine(dot_BQ, square_HBQ[g], square_HBQ[h])
+        return total(divergence_BQ, weight_B), total(cosine_BQ, weight_B)
+
+    divergence_P, cosine_P = lax.map(of_pair, np.triu_indices(len(map_HBQC), 1))
+    half = len(at_Q) // 2
+    both_see = np.arange(map_HBQC.shape[-1]) < at_Q[half:, None]
+    before, after = map_HBQC[:, :, :half], jnp.where(both_see, map_HBQC[:, :, half:], 0)
+    largest = jnp.max(after, axis=-1, keepdims=True)  # of a query that sees itself only, squares would be 0
+    after = after / jnp.where(largest > 0, largest, 1)
+    next_HBQ = cosine(jnp.sum(before * after, axis=-1), square_HBQ[:, :, :half], jnp.sum(after**2, axis=-1))
+    heads = {"entropy": total(entropy_HBQ, weight_B), "next": total(next_HBQ, weight_B)}
+    return heads | {"divergence": divergence_P, "cosine": cosine_P}
+
+
+def maps(view: View) -> Sums:
+    """`of_layer` of every layer [L, ..], and of how many queries and pairs of queries it is."""
+    at_Q, weight_B, inner = queries(view.weight_BS.shape[1]), view.batch.counted_B, view.inner
+    if view.edit.cache_bits is not None and "k" in view.edit.cache_bits:
+        # the keys are not those that were attended to, which were rounded
+        read, map_of = (inner["attn_map"],), lambda map_BHSC: map_BHSC[:, :, at_Q]
+    else:
+        read, map_of = (inner["q"], inner["k"]), lambda q, k: attention_map(q[:, at_Q], k, at_Q)
+    sums = lax.map(lambda of_l: of_layer(jnp.moveaxis(map_of(*of_l), 1, 0), at_Q, weight_B), read)
+    n = weight_B.sum() * len(at_Q)
+    return sums | {"n": n, "pairs": n / 2}
+
+
+def symmetric(pairs_P: Array, H: int, diagonal: float) -> Array:
+    """[H, H] of the values of all pairs g < h."""
+    upper = jnp.zeros((H, H)).at[np.triu_indices(H, 1)].set(pairs_P)
+    return upper + upper.T + diagonal * jnp.eye(H)
+
+
+def vendi_score(similarity_HH: Array) -> Array:
+    """exp of the entropy of the eigenvalues of similarity / H, whose diagonal is 1: H where nothing is alike, 1
+    where all is the same (Friedman & Dieng 2023, arXiv 2210.02410, definition 3.1)."""
+    share_H = jnp.linalg.eigvalsh(similarity_HH / len(similarity_HH))
+    return jnp.exp(entropy(jnp.maximum(share_H, 0)))
+
+
+def divergence_of_pairs(sums: Sums, weights: Weights) -> Array:
+    return sums["divergence"] / sums["n"]
+
+
+def cosine_of_pairs(sums: Sums, weights: Weights) -> Array:
+    return sums["cosine"] / sums["n"]
+
+
+def mean_divergence(sums: Sums, weights: Weights) -> Array:
+    return _mean(divergence_of_pairs(sums, weights))
+
+
+def mean_cosine(sums: Sums, weights: Weights) -> Array:
+    return _mean(cosine_of_pairs(sums, weights))
+
+
+def _mean(pairs_LP: Array) -> Array:
+    """[L], [0] where there are no pairs."""
+    return pairs_LP.mean(axis=1) if pairs_LP.size else pairs_LP.ravel()
+
+
+def head_entropy(sums: Sums, weights: Weights) -> Array:
+    return sums["entropy"] / sums["n"]
+
+
+def layer_entropy(sums: Sums, weights: Weights) -> Array:
+    return head_entropy(sums, weights).mean(axis=1)
+
+
+def query_cosine(sums: Sums, weights: Weights) -> Array:
+    return sums["next"] / sums["pairs"]
+
+
+def effective_heads(sums: Sums, weights: Weights) -> Array:
+    H = weights.shape.n_heads
+    return jax.vmap(lambda pairs_P: vendi_score(symmetric(pairs_P, H, 1.0)))(cosine_of_pairs(sums, weights))
+
+
+def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning: str) -> Statistic:
+    return Statistic(
+        name=name,
+        unit=unit,
+        values=values,
+        places=places,
+        better="neither",
+        meaning=meaning,
+        gather=maps,
+        inner=True,
+    )
+
+
+METRICS = (
+    _statistic(
+        "head_divergence", "nats", mean_divergence, layers_of_heads,
+        "Jensen-Shannon divergence between the attention maps of two heads of a layer, mean over pairs and queries",
+    ),
+    _statistic(
+        "head_pair_divergence", "nats", divergence_of_pairs, head_pairs,
+        "Jensen-Shannon divergence between the attention maps of two heads of a layer, mean over queries",
+    ),
+    _statistic(
+        "head_cosine", "", mean_cosine, layers_of_heads,
+        "cosine between the attention maps of two heads of a layer, mean over pairs and queries",
+    ),
+    _statistic(
+        "head_pair_cosine", "", cosine_of_pairs, head_pairs,
+        "cosine between the attention maps of two heads of a layer, mean over queries",
+    ),
+    _statistic(
+        "effective_heads", "heads", effective_heads, layers,
+        "heads of a layer that attend differently: exp of the entropy of the eigenvalues of the cosines between "
+        "their maps, divided by their number",
+    ),
+    _statistic(
+        "attention_entropy", "nats", layer_entropy, layers,
+        "entropy of the attention of a query, mean over queries and the heads of a layer",
+    ),
+    _statistic(
+        "head_entropy", "nats", head_entropy, heads,
+        "entropy of the attention of a query, mean over queries",
+    ),
+    _statistic(
+        "query_cosine", "", query_cosine, heads,
+        "cosine between the attention of a query and of the next one, over the keys that both see",
+    ),
+)  # fmt: skip

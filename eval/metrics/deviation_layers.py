@@ -1,0 +1,125 @@
+"""How far the residual stream has moved at every layer, and how much of it each block does by itself."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from wane.eval.metrics.contract import Place, SequenceMetric
+from wane.eval.metrics.deviation import Geometry, geometry
+from wane.eval.metrics.deviation_spaces import at_sampled, summed
+from wane.eval.metrics.once import once
+from wane.eval.metrics.view import View
+from wane.scaling.model import Inner, block
+from wane.scaling.shape import Shape
+
+PARTS = ("attention", "mlp", "block")
+# All blocks alone cost a forward pass of the degraded and one of the trained model: few sequences are looked at.
+EVERY = 16
+
+
+def layers(shape: Shape) -> tuple[Place, ...]:
+    return tuple(Place(axis="layer", at=float(l)) for l in range(shape.n_layers))
+
+
+def parts_of_layers(shape: Shape) -> tuple[Place, ...]:
+    return tuple(Place(axis="layer", at=float(l), part=part) for l in range(shape.n_layers) for part in PARTS)
+
+
+@once
+def _entering(view: View) -> Geometry:
+    """The degraded residual stream that enters every block against the undegraded one, at the sampled tokens,
+    [L, B, n]."""
+    return geometry(at_sampled(view.stream[:-1]), at_sampled(view.inner["block_in"]))
+
+
+def _updates(block_out: tuple[Array, Inner, None]) -> Array:
+    """What the sublayers of a block and the block add to the stream that enters it, the edit's multipliers and maps
+    included, [3, b, S, D]: the order of PARTS."""
+    end, inner, _ = block_out
+    start, mid, end = (x.astype(jnp.float32) for x in (inner["block_in"], inner["mid"], end))
+    return jnp.stack([mid - start, end - mid, end - start])
+
+
+@once
+def _alone(view: View) -> Geometry:
+    """Updates of each degraded block on the undegraded stream that enters it, against those of the trained block,
+    [L, 3, b, S], of few sequences."""
+
+    def one(layer: tuple) -> Geometry:
+        trained_l, degraded_l, edit_l, x_bSD = layer
+        trained, degraded = block(trained_l, x_bSD, view.shape), block(degraded_l, x_bSD, view.shape, edit_l)
+        return geometry(_updates(trained), _updates(degraded))
+
+    blocks = view.params["blocks"], view.degraded["blocks"]
+    return lax.map(one, (*blocks, view.edit.per_layer(), view.stream[:-1, ::EVERY]))
+
+
+def by_layer(field: str) -> Callable[[View], tuple[Array, Array]]:
+    """(sum, count) over the sampled tokens of one field of `Geometry`, [B, L]."""
+
+    def measure(view: View) -> tuple[Array, Array]:
+        return summed(getattr(_entering(view), field))
+
+    return measure
+
+
+def by_part(field: str) -> Callable[[View], tuple[Array, Array]]:
+    """(sum, count) over tokens of one field of `Geometry`, [B, 3 L]; count 0 where a sequence is not looked at."""
+
+    def measure(view: View) -> tuple[Array, Array]:
+        value_LPbS = getattr(_alone(view), field)
+        total_bP = value_LPbS.sum(axis=-1).reshape(-1, value_LPbS.shape[2]).T
+        B, S = view.targets_BS.shape
+        none_BP = jnp.zeros((B, total_bP.shape[1]), jnp.float32)
+        return none_BP.at[::EVERY].set(total_bP), none_BP.at[::EVERY].set(S)
+
+    return measure
+
+
+METRICS = (
+    SequenceMetric(
+        name="layer_cosine",
+        unit="",
+        meaning="cosine of the residual stream that enters a block to that of the undegraded model",
+        better="higher",
+        measure=by_layer("cosine"),
+        places=layers,
+        relative=True,
+        streams=True,
+        inner=True,
+    ),
+    SequenceMetric(
+        name="layer_orthogonal",
+        unit="",
+        meaning="length of the stream's change across the undegraded stream that enters a block, over its length",
+        better="lower",
+        measure=by_layer("orthogonal"),
+        places=layers,
+        relative=True,
+        streams=True,
+        inner=True,
+    ),
+    SequenceMetric(
+        name="update_cosine",
+        unit="",
+        meaning="cosine of what a block adds to the undegraded stream to what the undegraded block adds; mlp:"
+        " behind the block's own attention; one sequence of sixteen of a batch",
+        better="higher",
+        measure=by_part("cosine"),
+        places=parts_of_layers,
+        relative=True,
+        streams=True,
+    ),
+    SequenceMetric(
+        name="update_orthogonal",
+        unit="",
+        meaning="length of the change of what a block adds, across the undegraded addition, over its length;"
+        " otherwise as update_cosine",
+        better="lower",
+        measure=by_part("orthogonal"),
+        places=parts_of_layers,
+        relative=True,
+        streams=True,
+    ),
+)

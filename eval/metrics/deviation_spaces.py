@@ -1,0 +1,141 @@
+"""How far the final state has moved, space by space: residual stream, behind the final norm, logits, probabilities;
+beside it isotropic noise of the same length, and second-order estimates.  (Claim: probabilities are fragile where
+logits look robust.  In a null model they are too, hence the noise.)
+
+All spaces are compared at the same tokens, a sixteenth of them: what costs is probabilities, at every temperature.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from wane.eval.metrics.deviation import (
+    Geometry,
+    choice,
+    distance_estimate,
+    geometry,
+    kept_margin,
+    kl,
+    margin,
+    second_order,
+)
+from wane.eval.metrics.once import once
+from wane.eval.metrics.view import View
+from wane.scaling.edit import Params
+from wane.scaling.model import normalize, unembed
+from wane.scaling.shape import Shape
+
+# "unnormed logit": the unembedding of the state without the final norm.  Centred: less the mean over the
+# vocabulary, which softmax does not see and which brings cosines near 1.
+VECTORS = ("embedding", "normed", "unnormed logit", "logit", "centred logit")
+TEMPERATURES = (0.3, 0.5, 1.0, 1.5)
+RUN = 16  # one token of each run of so many is compared
+NOISE_SEED = 0
+MARGINS = ("undegraded", "degraded", "kept")
+
+
+class Compared(NamedTuple):
+    """A changed final state against the undegraded one.  places: VECTORS, then probabilities at TEMPERATURES,
+    [P, B, n]; kl_TBn in nats; agree_Bn: whether both predict the same token."""
+
+    places: Geometry
+    kl_TBn: Array
+    agree_Bn: Array
+
+
+class Comparison(NamedTuple):
+    """The degraded state, the undegraded one under noise, and second-order estimates of the first: 1 - cosine at
+    all places [P, B, n] and KL [T, B, n].  margin_3Bn: in the order of MARGINS."""
+
+    real: Compared
+    noise: Compared
+    distance_PBn: Array
+    kl_TBn: Array
+    margin_3Bn: Array
+
+
+def sampled(batch: int, length: int) -> np.ndarray:
+    """Positions [B, n]: one of each run of RUN, at random: a task of fixed layout is then seen everywhere."""
+    first_n = np.arange(0, length, RUN)
+    offset_Bn = np.random.default_rng(0).integers(0, np.minimum(RUN, length - first_n), (batch, len(first_n)))
+    return first_n + offset_Bn
+
+
+def at_sampled(x: Array) -> Array:
+    """[..., B, S, X] at the sampled tokens, [..., B, n, X]."""
+    B, S, _ = x.shape[-3:]
+    return x[..., np.arange(B)[:, None], sampled(B, S), :]
+
+
+def scattered(value_Bn: Array, length: int) -> tuple[Array, Array]:
+    """(value, counted) of all tokens [B, S] from those of the sampled ones."""
+    B = len(value_Bn)
+    place = np.arange(B)[:, None], sampled(B, length)
+    return jnp.zeros((B, length)).at[place].set(value_Bn), jnp.zeros((B, length), bool).at[place].set(True)
+
+
+def summed(*values_PBn: Array) -> tuple[Array, Array]:
+    """(sum, count) over the sampled tokens, [B, P], of places [P, B, n] one after the other."""
+    value_PBn = jnp.concatenate(values_PBn)
+    P, B, n = value_PBn.shape
+    return value_PBn.sum(axis=-1).T, jnp.full((B, P), n, jnp.float32)
+
+
+def normed(params: Params, x: Array, shape: Shape) -> Array:
+    """The state behind the final norm, [..., D]."""
+    norm = params.get("final_norm", {})
+    return normalize(x, norm.get("scale"), norm.get("bias"), shape.norm_eps)
+
+
+def _vectors(params: Params, x_BnD: Array, z_BnV: Array, shape: Shape) -> tuple[Array, ...]:
+    """The final state in each of VECTORS."""
+    without = {name: leaf for name, leaf in params.items() if name != "final_norm"}
+    centred_BnV = z_BnV - z_BnV.mean(axis=-1, keepdims=True)
+    return x_BnD, normed(params, x_BnD, shape), unembed(without, x_BnD, shape), z_BnV, centred_BnV
+
+
+def noisy(x: Array, changed: Array, key: Array) -> Array:
+    """x [..., D] and isotropic noise, as long as the change is."""
+    noise, change = jax.random.normal(key, x.shape), (changed - x).astype(jnp.float32)
+    change_length, noise_length = (jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (change, noise))
+    return (x + noise * change_length / noise_length).astype(x.dtype)
+
+
+@once
+def comparison(view: View) -> Comparison:
+    """At the sampled tokens.  The noise acts before the trained final norm and unembedding; its key is a number of
+    the tokens, so all members and severities of one width get the same directions."""
+    shape = view.shape
+    x, changed_x = at_sampled(view.full_x_BSD), at_sampled(view.x_BSD)
+    z, changed_z = unembed(view.params, x, shape), unembed(view.degraded, changed_x, shape)
+    noisy_x = noisy(x, changed_x, jax.random.fold_in(jax.random.key(NOISE_SEED), view.batch.tokens_BT.sum()))
+    noisy_z = unembed(view.params, noisy_x, shape)
+    vectors = _vectors(view.params, x, z, shape)
+    moved = _vectors(view.degraded, changed_x, changed_z, shape)
+    under_noise = _vectors(view.params, noisy_x, noisy_z, shape)
+
+    def at(temperature: Array) -> tuple:
+        p, q, noisy_p = (jax.nn.softmax(logits / temperature, axis=-1) for logits in (z, changed_z, noisy_z))
+        real = geometry(p, q), kl(z, changed_z, temperature)
+        null = geometry(p, noisy_p), kl(z, noisy_z, temperature)
+        return real, null, second_order(z, changed_z - z, temperature)
+
+    real, null, estimate = lax.map(at, jnp.asarray(TEMPERATURES))
+    top, changed_top, noisy_top = (choice(logits) for logits in (z, changed_z, noisy_z))
+    real, null = (
+        Compared(_places(vectors, ours, of_p), kl_TBn, top == ours_top)
+        for (of_p, kl_TBn), ours, ours_top in ((real, moved, changed_top), (null, under_noise, noisy_top))
+    )
+    of_vectors = distance_estimate(real.places.orthogonal[: len(VECTORS)])
+    distance_PBn = jnp.concatenate([of_vectors, estimate.distance])
+    margin_3Bn = jnp.stack([margin(z), margin(changed_z), kept_margin(z, changed_z)])
+    return Comparison(real, null, distance_PBn, estimate.kl, margin_3Bn)
+
+
+def _places(vectors: tuple[Array, ...], changed: tuple[Array, ...], of_p: Geometry) -> Geometry:
+    """[P, B, n] of each field: VECTORS, then probabilities."""
+    each = [geometry(v, w) for v, w in zip(vectors, changed, strict=True)]
+    return jax.tree.map(lambda of_p_TBn, *rest: jnp.stack([*rest, *of_p_TBn]), of_p, *each)

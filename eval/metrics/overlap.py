@@ -1,0 +1,202 @@
+"""Overlap of representations: how much of what a model holds it holds twice, across layers, neurons and tokens,
+and how much of the undegraded model's residual stream is left.
+
+A level l is the residual stream that enters block l; level L that behind the last block.  Covariances are summed
+over a 16th of all tokens.  The unbiased CKA takes one minibatch from each batch of the evaluation, whose
+sequences are mostly of one task: it compares tokens inside of tasks.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from wane.eval.metrics import neurons
+from wane.eval.metrics.cka import alignment, hsic_each, hsic_pairs, kernel
+from wane.eval.metrics.contract import Place, Statistic, Sums, Weights
+from wane.eval.metrics.moments import (
+    Positions,
+    chosen,
+    covariance,
+    few,
+    moments,
+    own_covariance,
+    participation_ratio,
+    products,
+    spaced,
+    weight,
+)
+from wane.eval.metrics.once import once
+from wane.eval.metrics.view import View
+from wane.scaling.shape import Shape
+
+
+def levels(shape: Shape) -> tuple[Place, ...]:
+    return tuple(Place("layer", float(l)) for l in range(shape.n_layers + 1))
+
+
+def level_pairs(shape: Shape) -> tuple[Place, ...]:
+    rows, columns = np.triu_indices(shape.n_layers + 1, 1)
+    return tuple(Place("layer", float(l), float(m)) for l, m in zip(rows, columns, strict=True))
+
+
+def neighbours(shape: Shape) -> tuple[Place, ...]:
+    return tuple(Place("layer", float(l), float(l + 1)) for l in range(shape.n_layers))
+
+
+def raw_and_centred(shape: Shape) -> tuple[Place, ...]:
+    return Place(part="raw"), Place(part="centred")
+
+
+def degraded(view: View, positions: Positions) -> Array:
+    """Every level of the degraded model [L + 1, N, D]."""
+    return jnp.concatenate([chosen(view.inner["block_in"], positions), chosen(view.x_BSD, positions)[None]])
+
+
+@once
+def residual_moments(view: View) -> Sums:
+    """`moments` of every level, and the products of each with the next [L, D, D]."""
+    x, weight_N = degraded(view, spaced), weight(view, spaced)
+    return moments(x, weight_N) | {"next": products(x[:-1], x[1:], weight_N)}
+
+
+def stream_moments(view: View) -> tuple[Sums, Sums, Array]:
+    """`moments` of every level of the degraded model and of the undegraded one, and their products."""
+    y, weight_N = chosen(view.stream, spaced), weight(view, spaced)
+    cross = products(degraded(view, spaced), y, weight_N)
+    return residual_moments(view), moments(y, weight_N), cross
+
+
+@once
+def residual_kernels(view: View) -> Array:
+    """Of a minibatch, [L + 1, N, N]."""
+    return jax.vmap(kernel, (0, None))(degraded(view, few), weight(view, few))
+
+
+def layer_hsic(view: View) -> Array:
+    """Of all pairs of levels [L + 1, L + 1]."""
+    k_LNN, n = residual_kernels(view), weight(view, few).sum()
+    return n * hsic_pairs(k_LNN, k_LNN, n)
+
+
+def stream_hsic(view: View) -> tuple[Array, Array, Array]:
+    """[L + 1] each: of the degraded stream with itself, of the undegraded one, and of both."""
+    weight_N = weight(view, few)
+    k_LNN = residual_kernels(view)
+    m_LNN = jax.vmap(kernel, (0, None))(chosen(view.stream, few), weight_N)
+    pairs, n = ((k_LNN, k_LNN), (m_LNN, m_LNN), (k_LNN, m_LNN)), weight_N.sum()
+    return tuple(n * hsic_each(k, m, n) for k, m in pairs)
+
+
+def token_directions(view: View) -> Sums:
+    """Sums over tokens and over pairs of them, of the final state's direction: as it is, and as it is without the
+    mean of the batch."""
+    x, weight_N = view.x_BSD.reshape(-1, view.shape.d_model).astype(jnp.float32), view.weight_BS.ravel()
+    n = weight_N.sum()
+    mean_D = weight_N @ x / n
+
+    def both(x_ND: Array) -> Array:
+        norm_N = jnp.linalg.norm(x_ND, axis=-1)
+        return weight_N / jnp.where(norm_N > 0, norm_N, 1) @ x_ND
+
+    return {"raw": both(x), "n": n, "centred": jnp.sum(both(x - mean_D) ** 2) - n, "pairs": n * (n - 1)}
+
+
+def residual_dimensions(sums: Sums, weights: Weights) -> Array:
+    return participation_ratio(own_covariance(sums))
+
+
+def neighbour_cka(sums: Sums, weights: Weights) -> Array:
+    cov = own_covariance(sums)
+    cross = covariance(sums["next"], sums["sum"][:-1], sums["sum"][1:], sums["n"])
+    return jax.vmap(alignment)(cov[:-1], cov[1:], cross)
+
+
+def stream_cka(sums: Sums, weights: Weights) -> Array:
+    x, y, cross = sums
+    cross = covariance(cross, x["sum"], y["sum"], x["n"])
+    return jax.vmap(alignment)(own_covariance(x), own_covariance(y), cross)
+
+
+def unbiased_layer_cka(sums: Sums, weights: Weights) -> Array:
+    own_L = jnp.diagonal(sums)
+    cka_LL = sums / jnp.sqrt(own_L[:, None] * own_L)
+    return cka_LL[np.triu_indices(len(own_L), 1)]
+
+
+def unbiased_stream_cka(sums: Sums, weights: Weights) -> Array:
+    xx_L, yy_L, xy_L = sums
+    return xy_L / jnp.sqrt(xx_L * yy_L)
+
+
+def token_cosine(sums: Sums, weights: Weights) -> Array:
+    n = sums["n"]
+    return jnp.stack([(jnp.sum(sums["raw"] ** 2) - n) / (n * (n - 1)), sums["centred"] / sums["pairs"]])
+
+
+METRICS = (
+    *neurons.METRICS,
+    Statistic(
+        name="layer_cka",
+        unit="",
+        meaning="unbiased linear CKA of the residual stream between two levels, in minibatches of one batch each",
+        better="neither",
+        places=level_pairs,
+        gather=layer_hsic,
+        values=unbiased_layer_cka,
+        inner=True,
+    ),
+    Statistic(
+        name="neighbour_cka",
+        unit="",
+        meaning="linear CKA of the residual stream before and behind a block",
+        better="neither",
+        places=neighbours,
+        gather=residual_moments,
+        values=neighbour_cka,
+        inner=True,
+    ),
+    Statistic(
+        name="stream_cka",
+        unit="",
+        meaning="linear CKA of the residual stream with that of the undegraded model",
+        better="higher",
+        places=levels,
+        gather=stream_moments,
+        values=stream_cka,
+        relative=True,
+        streams=True,
+        inner=True,
+    ),
+    Statistic(
+        name="stream_cka_unbiased",
+        unit="",
+        meaning="unbiased linear CKA of the residual stream with that of the undegraded model, in minibatches",
+        better="higher",
+        places=levels,
+        gather=stream_hsic,
+        values=unbiased_stream_cka,
+        relative=True,
+        streams=True,
+        inner=True,
+    ),
+    Statistic(
+        name="residual_dimensions",
+        unit="dimensions",
+        meaning="participation ratio of the covariance of the residual stream",
+        better="neither",
+        places=levels,
+        gather=residual_moments,
+        values=residual_dimensions,
+        inner=True,
+    ),
+    Statistic(
+        name="token_cosine",
+        unit="",
+        meaning="mean cosine between the final states of two tokens; centred: without the mean of their batch",
+        better="neither",
+        places=raw_and_centred,
+        gather=token_directions,
+        values=token_cosine,
+    ),
+)

@@ -1,0 +1,191 @@
+"""Low-resolution inference against distributions that are written out, token by token, in float64."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sweep import SHAPE, rows_of, splits_of, subject_of, value
+
+from wane.eval.measure import Batches, measure
+from wane.eval.metrics import INSTRUMENTS, METRICS
+from wane.eval.metrics.resolution import KEPT, SHARES, TEMPERATURES, every_so_often
+from wane.eval.study import Degrade, Evaluation
+from wane.scaling.degrade.contract import Where
+from wane.scaling.edit import Edit
+from wane.scaling.model import apply, unembed
+from wane.train.data import Data, open_data
+
+NAMES = tuple(metric.name for metric in INSTRUMENTS["resolution"])
+EVALUATION = Evaluation(sequences=3, batch=4, metrics=("loss", "resolution"))
+FAMILIES = ("temperature", "uniform", "mean", "truncation")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    few = {"L1": 1.0, "L2": 1.0, "S": 1.0}
+    stream = open_data(Data(sources="graded", context=32, facts=16, task_shares=few), steps=4, batch_size=4)
+    return splits_of(stream, 3)
+
+
+def softmax(logits):
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def coarser(p, mean):
+    """family -> every q of one token."""
+    order = np.argsort(-p, kind="stable")
+    truncated = []
+    for k in KEPT:
+        q = p.copy()
+        q[order[k:]] = p[order[k:]].mean()
+        truncated.append(q)
+    return {
+        "temperature": [p ** (1 / T) / (p ** (1 / T)).sum() for T in TEMPERATURES],
+        "uniform": [(1 - a) * p + a / len(p) for a in SHARES],
+        "mean": [(1 - a) * p + a * mean for a in SHARES],
+        "truncation": truncated,
+    }
+
+
+def kl(p, q):
+    return sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def explained(full, degraded, tokens_NT):
+    """(metric -> value, the best temperature) of logits [N, S, V] of both models."""
+    p_NSV, d_NSV, total = softmax(full), softmax(degraded), 0.0
+    sums = {"temperature": 0, "uniform": 0, "mean": 0, "truncation": 0}
+    for n, tokens in enumerate(tokens_NT):
+        S = len(tokens) - 1
+        places = [(tokens.sum() + 11 * i) % S for i in range(S // 11)]
+        mean = p_NSV[n, places].mean(axis=0)
+        for s in places:
+            total += kl(p_NSV[n, s], d_NSV[n, s])
+            for family, qs in coarser(p_NSV[n, s], mean).items():
+                sums[family] = sums[family] + np.array([kl(q, d_NSV[n, s]) for q in qs])
+    best = {family: min(total, s.min()) for family, s in sums.items()}
+    best["coarsening"] = min(best.values())
+    found = {f"explained_by_{family}": 1 - least / total for family, least in best.items()}
+    return found | {"resolution_temperature": TEMPERATURES[sums["temperature"].argmin()]}
+
+
+def test_all_of_them_against_loops(splits):
+    subject = subject_of(splits)
+    subject.settings = EVALUATION
+    degrade = Degrade(method="random_weights", severities=(0.5,))
+    rows, _, _ = rows_of(subject, degrade)
+    assert {r["metric"] for r in rows} == {"loss", *NAMES}
+    method, key, data = degrade.built(SHAPE), subject.draw_key(degrade, 0), splits.evaluation
+    fitted = method.fit(subject.params, subject.calibration(degrade), key)
+    key = jax.random.fold_in(key, 1)
+    edit = method.apply(subject.params, fitted, 0.5, Where.everywhere(SHAPE), key)
+    degraded, full = (
+        np.asarray(
+            unembed(subject.params, apply(subject.params, data.tokens_NT[:, :-1], SHAPE, e).x_BSD, SHAPE),
+            np.float64,
+        )
+        for e in (edit, None)
+    )
+    for name, expected in explained(full, degraded, data.tokens_NT).items():
+        assert value(rows, name, severity=0.5) == pytest.approx(expected, rel=2e-3, abs=1e-4), name
+        assert value(rows, name, severity=0.0) == (1 if name == "resolution_temperature" else 0), name
+    p, scored, targets = softmax(degraded), data.scored_NS, data.tokens_NT[:, 1:]
+    bins = [[] for _ in range(15)]
+    covered = []
+    for n, s in zip(*np.nonzero(scored), strict=True):
+        confidence = p[n, s].max()
+        hit = p[n, s].argmax() == targets[n, s]
+        (bin,) = (b for b in range(15) if b / 15 < confidence <= (b + 1) / 15)
+        bins[bin].append((hit, confidence))
+        covered.append(p[n, s, targets[n, s]] > 1 / data.values_N2[n, 1])
+    error = sum(abs(sum(hit - c for hit, c in members)) for members in bins) / scored.sum()
+    assert value(rows, "calibration_error", severity=0.5) == pytest.approx(error, rel=1e-4)
+    assert value(rows, "confidence", severity=0.5) == pytest.approx(p.max(-1)[scored].mean(), rel=1e-4)
+    assert value(rows, "coverage", severity=0.5) == pytest.approx(np.mean(covered))
+    assert 0 < np.mean(covered) < 1
+
+
+def measured(splits, params, shape, logits_of, batch=4):
+    """metric -> value where the degraded logits are logits_of(the undegraded ones): the degraded state is the
+    undegraded one times a factor, through an unembedding without a norm."""
+    batches = Batches.of(splits.evaluation, batch)
+
+    def run(batch, index):
+        x_BSD = apply(params, batch.tokens_BT[:, :-1], shape).x_BSD
+        return {"x_BSD": logits_of(x_BSD), "stream": x_BSD[None]}
+
+    names = ("loss", *(n for n in NAMES if hasattr(METRICS[n], "gather")))
+    out = jax.jit(lambda: measure(shape, names, params, Edit(), run, batches))()
+    return dict(zip(names[1:], np.asarray(out.values).tolist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def linear(splits):
+    """Logits in proportion to the state, with a standard deviation of about 2."""
+    shape = dataclasses.replace(SHAPE, norm="none")
+    params = subject_of(splits, 0, shape).params
+    logits = unembed(params, apply(params, splits.evaluation.tokens_NT[:, :-1], shape).x_BSD, shape)
+    return params | {"unembed": params["unembed"] * 2 / logits.std()}, shape
+
+
+def test_a_model_at_a_temperature_is_explained_by_it(splits, linear):
+    T = TEMPERATURES[3]
+    found = measured(splits, *linear, lambda x: x / T)
+    assert found["resolution_temperature"] == pytest.approx(T)
+    assert found["explained_by_temperature"] == pytest.approx(1, abs=1e-3)
+    assert found["explained_by_coarsening"] == pytest.approx(1, abs=1e-3)
+    sharper = measured(splits, *linear, lambda x: 2 * x)
+    assert sharper["resolution_temperature"] == 1
+    assert sharper["explained_by_temperature"] == 0
+
+
+def test_a_model_that_knows_nothing_is_explained_by_the_uniform(splits, linear):
+    found = measured(splits, *linear, lambda x: 0 * x)
+    assert found["explained_by_uniform"] == pytest.approx(1, abs=1e-3)
+    assert found["explained_by_truncation"] < 0.99
+    assert found["resolution_temperature"] == TEMPERATURES[-1]
+
+
+def test_a_model_that_diverged_has_no_value(splits, linear):
+    found = measured(splits, *linear, lambda x: x * jnp.nan)
+    explanations = {name: number for name, number in found.items() if name != "calibration_error"}
+    assert len(explanations) == 6
+    assert all(np.isnan(number) for number in explanations.values())
+    assert np.isnan(found["calibration_error"])
+
+
+def test_batches_make_no_difference(splits, linear):
+    """Neither how many sequences are in one nor those that only fill the last."""
+    one, other = (measured(splits, *linear, lambda x: x / 3 + 0.1, batch) for batch in (4, 9))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_places_are_spread_over_a_period():
+    tokens = np.random.default_rng(0).integers(0, 512, (400, 41))
+    places = np.asarray(every_so_often(jnp.asarray(tokens)))
+    assert places.shape == (400, 3)
+    assert (np.diff(places, axis=1) % 40 == 11).all()
+    assert np.bincount(places.ravel(), minlength=40).min() > 12  # 30 each
+    assert every_so_often(jnp.asarray(tokens[:, :4])).shape == (400, 1)
+
+
+def test_errors_of_bins_do_not_cancel():
+    """Half of the tokens with confidence .5, always right, half with .8, never right; those of a sequence that
+    only fills the batch and those that are not scored do not count."""
+    N = 20
+    logits = np.full((3, N, 4), -30.0)
+    sure = np.arange(N) % 2 == 0
+    logits[..., :2] = np.log(np.where(sure[:, None], (0.8, 0.2), (0.501, 0.499)))
+    scored = np.arange(N) < 16
+    view = SimpleNamespace(
+        logits_BSV=jnp.asarray(logits, jnp.float32), targets_BS=jnp.asarray(np.tile(1 * sure, (3, 1))),
+        scored_BS=jnp.asarray(np.tile(scored, (3, 1))), weight_BS=jnp.asarray([[1.0], [1.0], [0.0]]) * jnp.ones(N),
+    )  # fmt: skip
+    metric = METRICS["calibration_error"]
+    sums = metric.gather(view)
+    assert sums[0].sum() == 2 * 16
+    assert metric.values(sums, None) == pytest.approx((0.8 + 0.499) / 2, abs=1e-4)

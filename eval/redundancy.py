@@ -60,10 +60,10 @@ def zero_sensitivity(losses_before_NS: np.ndarray, losses_after_NS: np.ndarray) 
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's; ties share their mean rank.  nan where one of them is constant."""
-    a, b = np.float64(a), np.float64(b)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"sizes {a.shape} and {b.shape}: must be two lists of the same units")
+    """Spearman's; ties share their mean rank; nan where one of them is constant.  Raises ValueError where the
+    lists are of different units."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} values: must be of the same units")
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(stats.spearmanr(a, b).statistic)
@@ -81,7 +81,7 @@ def overlap_of_least_sensitive(a: Sequence[float], b: Sequence[float], share: fl
         raise ValueError(f"share = {share}: must be above 0 and at most 1")
     n, k = len(a), max(1, round(share * len(a)))
     rng = np.random.default_rng(0)
-    first, second = (set(np.lexsort((rng.random(n), values))[:k]) for values in (a, b))
+    first, second = (set(np.lexsort((rng.random(n), np.asarray(values)))[:k]) for values in (a, b))
     common = np.arange(max(0, 2 * k - n), k + 1)  # Jaccard is i / (2 k - i), i is hypergeometric
     expected = np.sum(stats.hypergeom(n, k, k).pmf(common) * common / (2 * k - common))
     return Overlap(len(first & second) / len(first | second), float(expected))
@@ -97,12 +97,11 @@ def behavioural_redundancy(
     (nats, or shares of the way to the floor).  Points from the first that is not finite on are left out.
     Raises ValueError where fewer than two are left.
     """
-    severity, excess = np.float64(severities), np.float64(excess)
     finite = np.logical_and.accumulate(np.isfinite(excess))
-    severity, excess = severity[finite], excess[finite]
+    severity, cost = np.asarray(severities, np.float64)[finite], np.asarray(excess, np.float64)[finite]
     if len(severity) < 2:
         raise ValueError(f"{len(severity)} finite points at the start of the curve: at least 2 are needed")
-    curve = interpolant(severity, excess)
+    curve = interpolant(severity, cost)
     if curve(severity[-1]) <= tolerance:
         return Removable(float(severity[-1]), bounded=True)
     if curve(severity[0]) > tolerance:

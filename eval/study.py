@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from wane.eval.metrics import USUAL, chosen
+from wane.eval.metrics import INSTRUMENTS, USUAL, chosen
 from wane.scaling.config import canonical, close_matches, override
-from wane.scaling.degrade import METHODS, build
+from wane.scaling.degrade import GROUPS, METHODS, build
 from wane.scaling.degrade.compose import compose
 from wane.scaling.degrade.contract import Degradation, Scope, identity_of, severity_of
 from wane.scaling.family import Family
@@ -318,6 +318,14 @@ class Study:
             raise ValueError(f"arms = {names}: names must be different and not empty")
         if len({canonical(d) for d in self.degradations}) < len(self.degradations):
             raise ValueError("degradations: the same method, settings and scope stand there twice")
+        said = {metric.name for metric in INSTRUMENTS["generation"]} & set(self.evaluation.metrics)
+        for degrade in self.degradations:
+            corrupts = {degrade.method, degrade.then and degrade.then.method} & GROUPS["Input"].keys()
+            if said and corrupts:
+                raise ValueError(
+                    f"evaluation.metrics: {', '.join(sorted(said))}: goes token by token, and"
+                    f" {', '.join(corrupts)} is of whole sequences; measure them in studies of their own"
+                )
         if self.evaluation.precision and not any(degrade.piloted for degrade in self.degradations):
             raise ValueError(
                 f"evaluation.precision = {self.evaluation.precision}: a pilot needs a degradation of the whole"

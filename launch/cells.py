@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from wane.eval.cell import Splits
 from wane.eval.metrics import METRICS
 from wane.eval.refine import refined
 from wane.eval.study import Degrade, Evaluation, FixedMask, Study
+from wane.eval.subject import Splits
 from wane.scaling.config import to_json
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Degradation

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from wane.eval.cell import draw_key
 from wane.eval.study import Degrade
+from wane.eval.subject import draw_key
 from wane.launch.cells import TrainCell
 from wane.launch.directory import StudyDirectory
 from wane.launch.run import load_params

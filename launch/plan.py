@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from wane.eval.cell import Splits
 from wane.eval.study import Study
+from wane.eval.subject import Splits
 from wane.launch.cells import Cell, Cohort, Decided, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
 from wane.launch.environment import available_memory
 from wane.scaling.family import describe

@@ -299,7 +299,7 @@ def apply(
     """
     params, edit = merge(params, edit), edit or Edit()
     if start is not None:
-        return Output(_leave(_blocks_from(params, *start, shape, edit), edit), None)
+        return Output(leave(_blocks_from(params, *start, shape, edit), edit), None)
     corrupt_BS, source_BS = corrupt_tokens(tokens_BS, edit.corruption, shape.vocab)
     x_BSD = embed(params, corrupt_BS, shape)
 
@@ -307,7 +307,7 @@ def apply(
         x_BSD, inner = _blocks(params, x_BSD, shape, edit, keep)
         if source_BS is not None:  # after a deletion: what stood last before each original position
             x_BSD = jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
-        return Output(_leave(x_BSD, edit), inner)
+        return Output(leave(x_BSD, edit), inner)
 
     def loss_B(x_BSD: Array) -> Array:  # targets stay the tokens before corruption
         frozen, fixed = lax.stop_gradient((params, edit))
@@ -349,7 +349,7 @@ def enter(x_BSD: Array, edit: Edit) -> Array:
     return restrict(x_BSD, edit, 0)  # index 0 of [2 L + 1, ...]: the stream behind the embedding
 
 
-def _leave(x_BSD: Array, edit: Edit) -> Array:
+def leave(x_BSD: Array, edit: Edit) -> Array:
     if edit.lens is None:
         return x_BSD
     return x_BSD @ edit.lens.map_DD.astype(x_BSD.dtype) + edit.lens.bias_D.astype(x_BSD.dtype)
@@ -376,5 +376,5 @@ def init_cache(batch: int, length: int, shape: Shape) -> Cache:
 
 __all__ = [
     "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply", "block", "embed", "enter", "init_cache",
-    "init_params", "merge", "nll", "nll_of_logits", "normalize", "rotate", "route", "unembed",
+    "init_params", "leave", "merge", "nll", "nll_of_logits", "normalize", "rotate", "route", "unembed",
 ]  # fmt: skip

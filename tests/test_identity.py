@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wane.eval.cell import Member, Splits, Subject, sweep
+from wane.eval.cell import sweep
 from wane.eval.metrics import METRICS
 from wane.eval.study import Degrade, Evaluation
+from wane.eval.subject import Member, Splits, Subject
 from wane.scaling.degrade import GROUPS, METHODS, build
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import fold

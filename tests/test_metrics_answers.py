@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from test_sweep import SHAPE, rows_of, splits_of, subject_of, value
 
-from wane.eval.cell import token_rows
 from wane.eval.metrics import INSTRUMENTS, METRICS
-from wane.eval.metrics.answers import is_largest
 from wane.eval.metrics.groups import level
+from wane.eval.metrics.largest import is_largest
+from wane.eval.rows import token_rows
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
 from wane.scaling.model import apply, unembed

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_metrics_overlap import SHAPE, rows_of, splits, subject_of, value, view_of  # noqa: F401
 
-from wane.eval.cell import Subject
 from wane.eval.metrics import attention
 from wane.eval.metrics.contract import Weights
 from wane.eval.study import Degrade, Evaluation
+from wane.eval.subject import Subject
 from wane.scaling.edit import Edit
 from wane.scaling.model import apply, init_params
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_sweep import MEMBER, splits_of, value
 
-from wane.eval.cell import Subject, sweep
+from wane.eval.cell import sweep
 from wane.eval.metrics.cka import cka, unbiased_cka
 from wane.eval.metrics.concentration import effective_number, gini
 from wane.eval.metrics.contract import Weights
@@ -19,6 +19,7 @@ from wane.eval.metrics.neurons import mean_cosine, neuron_cosine, neuron_dimensi
 from wane.eval.metrics.neurons import neuron_overlap as overlap_of_neurons
 from wane.eval.metrics.view import Batch, View
 from wane.eval.study import Degrade, Evaluation
+from wane.eval.subject import Subject
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import Edit, merge
 from wane.scaling.model import apply, init_params

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from test_sweep import EVALUATION, SHAPE, splits_of, subject_of
 
-from wane.eval.cell import Subject, sweep
+from wane.eval.cell import sweep
 from wane.eval.metrics import METRICS, chosen
 from wane.eval.metrics.contract import Weights
 from wane.eval.metrics.signal import EVERY, second_moments
 from wane.eval.metrics.view import Batch, View
 from wane.eval.study import Degrade
+from wane.eval.subject import Subject
 from wane.scaling.degrade.calibrate import site_of
 from wane.scaling.edit import Edit, fold, merge
 from wane.scaling.model import apply, init_params

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from test_sweep import EVALUATION, SHAPE, splits_of, subject_of
 
-from wane.eval.cell import Subject, sweep
+from wane.eval.cell import sweep
 from wane.eval.metrics import METRICS, chosen
 from wane.eval.metrics.contract import Weights
 from wane.eval.metrics.structure import entropy, every_matrix, random_rank
 from wane.eval.study import Degrade
+from wane.eval.subject import Subject
 from wane.scaling.edit import Edit, fold, merge
 from wane.scaling.model import init_params
 from wane.scaling.shape import Shape

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wane.eval.cell import Member, Splits, Subject, diverged_rows, selections, sweep
+from wane.eval.cell import diverged_rows, selections, sweep
 from wane.eval.metrics.loss import METRICS as PREDICTION
 from wane.eval.record import write_rows
 from wane.eval.study import Degrade, Evaluation
+from wane.eval.subject import Member, Splits, Subject
 from wane.eval.sweep import Batches
 from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Scope, Where, severity_of

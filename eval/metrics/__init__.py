@@ -6,6 +6,7 @@ from wane.eval.metrics import (
     answers,
     attention,
     deployment,
+    generation,
     loss,
     overlap,
     probes,
@@ -29,6 +30,7 @@ INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "overlap": overlap.METRICS,
     "attention": attention.METRICS,
     "deployment": deployment.METRICS,
+    "generation": generation.METRICS,
 }
 METRICS: dict[str, Metric] = {m.name: m for metrics in INSTRUMENTS.values() for m in metrics}
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric
+from wane.eval.metrics.largest import is_largest
 from wane.eval.metrics.loss import task_bounds
 from wane.eval.metrics.view import View
 from wane.train.data import Task
@@ -44,14 +45,6 @@ def among_values(view: View) -> Array:
 
 def has_values(view: View) -> Array:
     return view.scored_BS & (view.batch.values_B2[:, 1:] > 0)
-
-
-def is_largest(logits_BSV: Array, token_BS: Array) -> Array:
-    """argmax(logits) == token, bool [B, S]; of equal logits the first.  One pass of comparisons: 17 times as
-    fast on CPU as `argmax`, of which one costs a seventh of the model."""
-    mine_BS1, token_BS1 = logit_of(logits_BSV, token_BS)[..., None], token_BS[..., None]
-    not_before = jnp.arange(logits_BSV.shape[-1]) >= token_BS1
-    return jnp.all((logits_BSV < mine_BS1) | ((logits_BSV == mine_BS1) & not_before), axis=-1)
 
 
 def hit(view: View) -> tuple[Array, Array]:

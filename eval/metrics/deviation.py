@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from wane.eval.metrics.largest import choice
+
 Convention = Literal["generation", "transition"]
 EPS = 1e-12  # of the source
 NOTHING = 1e-6  # a vector shrunk to less of its length is rounding: it has no direction
@@ -113,13 +115,6 @@ def second_order(
 def distance_estimate(orthogonal: Array) -> Array:
     """1 - cosine to second order in the change, from its relative length across the vector (Theorem 1)."""
     return jnp.square(orthogonal) / 2
-
-
-def choice(z: Array) -> Array:
-    """The index of the largest of [..., V], the first of equals: what argmax gives, in loops that a CPU runs on
-    vectors (argmax took ten times as long)."""
-    index = jnp.arange(z.shape[-1])
-    return jnp.min(jnp.where(z == jnp.max(z, axis=-1, keepdims=True), index, z.shape[-1]), axis=-1)
 
 
 def margin(z: Array) -> Array:

@@ -2,12 +2,12 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from wane.eval.metrics import deviation
 from wane.eval.metrics.contract import SequenceMetric
-from wane.eval.metrics.deviation import choice
+from wane.eval.metrics.largest import choice, is_largest
 from wane.eval.metrics.view import View
 from wane.train.data import Task
 
@@ -31,9 +31,7 @@ def top1_agreement(view: View) -> tuple[Array, Array]:
 
 
 def kl(view: View) -> tuple[Array, Array]:
-    log_full = jax.nn.log_softmax(view.full_BSV, axis=-1)
-    log_degraded = jax.nn.log_softmax(view.logits_BSV, axis=-1)
-    return jnp.sum(jnp.exp(log_full) * (log_full - log_degraded), axis=(1, 2)), _tokens(view)
+    return deviation.kl(view.full_BSV, view.logits_BSV, 1.0).sum(axis=1), _tokens(view)
 
 
 def task_bounds(task: Task) -> tuple[float | None, float | None]:
@@ -41,7 +39,7 @@ def task_bounds(task: Task) -> tuple[float | None, float | None]:
 
 
 def accuracy(view: View) -> tuple[Array, Array]:
-    hit = (choice(view.logits_BSV) == view.targets_BS) & view.scored_BS
+    hit = is_largest(view.logits_BSV, view.targets_BS) & view.scored_BS
     return hit.sum(axis=1).astype(jnp.float32), view.scored_BS.sum(axis=1).astype(jnp.float32)
 
 

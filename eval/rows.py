@@ -1,0 +1,141 @@
+"""From what was measured to rows: the value of every metric, task and place, and the columns of the point."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from wane.eval.measure import Measured
+from wane.eval.metrics import METRICS
+from wane.eval.metrics.contract import Metric, Place, SequenceMetric, TokenMetric
+from wane.eval.metrics.groups import GROUPS, Grouping
+from wane.eval.study import Degrade, Evaluation
+from wane.eval.subject import Member, Splits, Subject
+from wane.scaling.config import canonical
+from wane.scaling.degrade import build
+from wane.scaling.degrade.contract import Scope
+from wane.scaling.identity import VERSIONS
+from wane.scaling.shape import Shape
+from wane.train.data import EvalSet
+from wane.train.data.task import Task
+
+
+def values(subject: Subject, measured: Measured) -> Iterator[dict]:
+    """The values of a point: one dict per metric, task and place."""
+    sums, counts, tokens, others = (np.asarray(a, np.float64) for a in measured)
+    shape, evaluation = subject.member.shape, subject.splits.evaluation
+    N = len(evaluation.task_N)
+    columns, per_token, statistics = zip(sums, counts, strict=True), iter(tokens), iter(others)
+    for metric in (METRICS[name] for name in subject.settings.metrics):
+        if isinstance(metric, TokenMetric):
+            grouping = GROUPS[metric.by](evaluation, subject.splits.stream)
+            yield from token_rows(metric, next(per_token)[:N], grouping, evaluation)
+            continue
+        for place in metric.places(shape):
+            if isinstance(metric, SequenceMetric):
+                yield from sequence_rows(metric, place, *next(columns), evaluation)
+            else:
+                yield value_row(metric, place, "all", next(statistics), evaluation.scored_NS.size)
+
+
+def sequence_rows(
+    metric: SequenceMetric, place: Place, sum_N: np.ndarray, count_N: np.ndarray, evaluation: EvalSet
+) -> Iterator[dict]:
+    """Values on all sequences and on each task, summed in float64."""
+    groups: list[tuple[str, np.ndarray, Task | None]] = [("all", np.arange(len(evaluation.task_N)), None)]
+    if len(evaluation.tasks) > 1 or metric.bounds:
+        groups += [
+            (t.name, np.flatnonzero(evaluation.task_N == i), t) for i, t in enumerate(evaluation.tasks)
+        ]
+    for task, index, definition in groups:
+        s, c = sum_N[index], count_N[index]
+        if c.sum() == 0:
+            continue
+        row = value_row(metric, place, task, metric.finish(s.sum() / c.sum()), int(c.sum()))
+        if metric.each and row["value"] is not None and (c > 0).all():
+            row["per_sequence"] = np.float32(s / c).tolist()
+        yield row | bounds(metric, definition)
+
+
+def token_rows(
+    metric: TokenMetric, value_NS: np.ndarray, grouping: Grouping, evaluation: EvalSet
+) -> Iterator[dict]:
+    """Means over each group of tokens, of each task and, where groups are common to tasks, of all."""
+    counted_NS = ~np.isnan(value_NS) & ~np.isnan(grouping.label_NS)
+    groups: list[tuple[str, np.ndarray, Task | None]] = []
+    if grouping.common:
+        groups = [("all", np.ones_like(evaluation.task_N, bool), None)]
+    if len(evaluation.tasks) > 1 or not groups:
+        groups += [(t.name, evaluation.task_N == i, t) for i, t in enumerate(evaluation.tasks)]
+    for task, mine_N, definition in groups:
+        chosen_NS = counted_NS & mine_N[:, None]
+        labels, inverse = np.unique(grouping.label_NS[chosen_NS], return_inverse=True)
+        total, count = np.bincount(inverse, value_NS[chosen_NS]), np.bincount(inverse)
+        for label, t, c in zip(labels, total, count, strict=True):
+            row = value_row(metric, Place(axis=grouping.axis, at=float(label)), task, t / c, int(c))
+            yield row | bounds(metric, definition)
+
+
+def bounds(metric: Metric, task: Task | None) -> dict[str, float | None]:
+    """The columns that tell between what a value of one task lies; none where neither is defined."""
+    if metric.bounds is None or task is None:
+        return {}
+    return dict(zip(("chance", "ceiling"), metric.bounds(task), strict=True))
+
+
+def value_row(metric: Metric, place: Place, task: str, value: float, count: int) -> dict:
+    """The columns of one measurement."""
+    finite = bool(np.isfinite(value))
+    return place._asdict() | {
+        "task": task, "metric": metric.name, "unit": metric.unit, "metric_version": metric.version,
+        "value": float(value) if finite else None, "count": count, "per_sequence": None,
+        "chance": None, "ceiling": None, "status": "ok" if finite else "diverged",
+        "reason": None if finite else f"{metric.name} is not finite under this degradation",
+    }  # fmt: skip
+
+
+def when(member: Member, *, degraded: bool) -> str:
+    """The column `pruned`: a member trained under a mask keeps its own, others are pruned after training."""
+    if member.pruned != "never":
+        return member.pruned
+    return "after" if degraded else "never"
+
+
+def degrade_columns(degrade: Degrade, shape: Shape) -> dict:
+    """Columns that name the degradation; a sensitivity sweep is told by its layer and head columns."""
+    # As the method tells them: of a file its name and the digest of what it holds, not its path.
+    told = build(degrade.method, shape, degrade.scope, degrade.settings).settings
+    settings = {name: told.get(name, value) for name, value in degrade.settings.items()}
+    if then := degrade.then:
+        settings |= {f"{then.method}.{name}": value for name, value in then.settings.items()}
+        settings |= {} if then.scope == Scope() else {f"{then.method}.scope": str(then.scope)}
+    if degrade.recovery:
+        settings |= {"recovery.lr": degrade.recovery.lr, "recovery.batch_size": degrade.recovery.batch_size}
+    return {
+        "method": degrade.name,
+        "scope": str(degrade.scope),
+        "settings": canonical(settings),
+        "matrix": None,
+        "calibration": None,
+        "calibration_digest": None,
+    }
+
+
+def member_columns(member: Member, evaluation: Evaluation, splits: Splits, cell_id: str) -> dict:
+    """Columns that name the member, the evaluation and the code; common to all rows of a cell."""
+    shape, counts = member.shape, member.shape.param_counts()
+    return {
+        "study": member.study, "cell_id": cell_id, "member_id": member.id, "shape": shape.name,
+        "arm": member.arm, "d_model": shape.d_model, "n_layers": shape.n_layers, "n_heads": shape.n_heads,
+        "n_kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "d_ff": shape.d_ff, "vocab": shape.vocab,
+        "n_experts": shape.n_experts, "top_k": None if shape.n_experts is None else shape.top_k,
+        "context": shape.context, "non_embedding_params": counts["non_embedding"],
+        "active_params": counts["active"], "total_params": counts["total"],
+        "init_seed": member.init_seed, "data_seed": member.data_seed,
+        "train_step": member.step, "train_tokens": member.tokens, "pruned": member.pruned,
+        "pruned_at_step": member.pruned_at_step, "checkpoint_digest": member.checkpoint_digest,
+        "evaluation_digest": splits.evaluation.digest,
+        "code_version": "-".join(f"{stage}{version}" for stage, version in VERSIONS.items()),
+        "jax_version": jax.__version__, "device_kind": jax.devices()[0].device_kind, "dtype": shape.dtype,
+        "matmul_precision": evaluation.matmul_precision, "packing": member.packing,
+    }  # fmt: skip

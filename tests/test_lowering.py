@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from wane.eval import sweep
-from wane.eval.metrics import METRICS
+from wane.eval.metrics import INSTRUMENTS, USUAL, chosen
 from wane.scaling import model
 from wane.scaling.corrupt import Corruption
 from wane.scaling.degrade import GROUPS, METHODS, build
@@ -101,7 +101,8 @@ def training_programs():
 
 
 def sweep_programs():
-    """What a sweep runs: the undegraded forward, and per method the fit and a point, whole and from a prefix."""
+    """What a sweep runs: the undegraded forward, and per method the fit and a point, whole and from a prefix, and
+    per instrument what it measures."""
     n, where = 3, jax.tree.map(jnp.asarray, Where.everywhere(SHAPE))
     batches = sweep.Batches(
         jax.ShapeDtypeStruct((n, *TOKENS_BT.shape), jnp.int32),
@@ -117,14 +118,14 @@ def sweep_programs():
     programs = {
         "undegraded": (sweep.undegraded(SHAPE, "highest").jitted, PARAMS, batches),
         "streams": (sweep.streams(SHAPE, "highest").jitted, PARAMS, batches),
-        "plain": (sweep.plain(SHAPE, tuple(METRICS), "highest").jitted, PARAMS, batches),
+        "plain": (sweep.plain(SHAPE, USUAL, "highest").jitted, PARAMS, batches),
     }
     for name in METHODS:
         shape, params = (MOE, MOE_PARAMS) if name in GROUPS["Routing"] else (SHAPE, PARAMS)
         method = build(name, shape)
         fitted = jax.eval_shape(method.fit, params, TOKENS_BT, key)
         programs[f"fit {name}"] = (method.fit, params, TOKENS_BT, key)
-        engine = sweep.Engine(shape, method, tuple(METRICS), "highest", 2)
+        engine = sweep.Engine(shape, method, USUAL, "highest", 2)
         severity = jax.ShapeDtypeStruct((2,), jnp.float32)
         arguments = (params, fitted, severity, where, key)
         programs[f"2 severities of {name}"] = (engine.degrade.jitted, *arguments)
@@ -136,6 +137,9 @@ def sweep_programs():
             programs[f"2 points of {name} above a layer"] = (
                 engine.measure_from.jitted, params, edits, batches, stream, layers, layers,
             )  # fmt: skip
+        for instrument in INSTRUMENTS if name == "random_weights" else ():
+            measure = sweep.measuring(shape, chosen(("loss", instrument)), "highest", 2)
+            programs[f"2 points measured by {instrument}"] = (measure.jitted, params, edits, batches, stream)
     return programs
 
 

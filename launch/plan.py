@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from wane.eval.metrics import METRICS
 from wane.eval.study import Study
 from wane.eval.subject import Splits
 from wane.launch.cells import Cell, Cohort, Decided, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
@@ -83,7 +84,10 @@ class Plan:
         shape, evaluation = cell.trained.shape, self.study.evaluation
         points = self.environment["points_per_call"]
         stream = len(cell.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
-        kept = 1 if cell.degrade.each == "whole" else 1 + shape.n_layers
+        every_layer = cell.degrade.each != "whole" or any(
+            METRICS[name].streams for name in evaluation.metrics
+        )
+        kept = 1 + shape.n_layers if every_layer else 1
         params = 4 * shape.param_counts()["total"] * (3 + points)
         if cell.method.sequential:
             calibration = self.splits.calibrations[cell.degrade.calibration]

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
-from wane.eval import cell as sweeps
+from wane.eval.cell import diverged_rows, masked_rows, sweep
 from wane.eval.record import merge, write_rows
 from wane.eval.report import write_report
 from wane.eval.study import Evaluation, Study
+from wane.eval.subject import Member, Splits, Subject, draw_key
 from wane.launch.cells import Cell, SweepCell, TrainCell, mask_step
 from wane.launch.decide import decide
 from wane.launch.directory import StudyDirectory, write_json
@@ -185,7 +186,7 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
     mask, evaluation = cell.mask, plan.study.evaluation
     method = build(mask.method, cell.shape, settings=mask.settings)
     keys = jnp.stack([
-        sweeps.draw_key(evaluation.draw_seed, init, data, mask.method, 0)
+        draw_key(evaluation.draw_seed, init, data, mask.method, 0)
         for init, data in zip(cell.init_seeds, cell.data_seeds, strict=True)
     ])  # fmt: skip
     severity = severity_of(cell.mask_setting, method.unit)
@@ -208,14 +209,14 @@ def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: 
     if outcome is not None and outcome.status == "diverged":
         reason = f"training diverged at step {outcome.step}: {outcome.reason}"
         member = _member(trained, cell.replica, cell.step, plan, digest="", reason=reason)
-        rows = sweeps.diverged_rows(member, cell.degrade, cell.draws, cell.evaluation, cell.splits, cell.id)
+        rows = diverged_rows(member, cell.degrade, cell.draws, cell.evaluation, cell.splits, cell.id)
     else:
         subject = _subject(trained, cell.replica, cell.step, cell.splits, cell.evaluation, plan, directory)
         if trained.mask is not None:
-            rows = sweeps.masked_rows(subject, cell.degrade, cell.id)
+            rows = masked_rows(subject, cell.degrade, cell.id)
         else:
             points = plan.environment["points_per_call"]
-            rows, timing = sweeps.sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
+            rows, timing = sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
     path = directory.rows(cell)
     write_json(path.parent / "timing.json", timing | {"peak_memory_bytes": _peak_memory()})
     write_rows(path, rows)
@@ -223,13 +224,13 @@ def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: 
 
 @functools.lru_cache(maxsize=1)
 def _subject(
-    trained: TrainCell, replica: int, step: int, splits: sweeps.Splits, evaluation: Evaluation, plan: Plan,
+    trained: TrainCell, replica: int, step: int, splits: Splits, evaluation: Evaluation, plan: Plan,
     directory: StudyDirectory,
-) -> sweeps.Subject:  # fmt: skip
+) -> Subject:  # fmt: skip
     """A member at a step, on the device; kept until another member is asked for."""
     params = load_params(trained, plan, directory, replica, step)
     member = _member(trained, replica, step, plan, digest=tree_digest(params), reason=None)
-    return sweeps.Subject(member, params, splits, evaluation)
+    return Subject(member, params, splits, evaluation)
 
 
 def load_params(trained: TrainCell, plan: Plan, directory: StudyDirectory, replica: int, step: int) -> Params:
@@ -248,7 +249,7 @@ def load_params(trained: TrainCell, plan: Plan, directory: StudyDirectory, repli
 
 def _member(trained: TrainCell, replica: int, step: int, plan: Plan, digest: str, reason: str | None):
     at = None if trained.mask is None else mask_step(trained.mask, trained.steps)
-    return sweeps.Member(
+    return Member(
         id=trained.member_id(replica),
         study=plan.study.name,
         arm=trained.arm,

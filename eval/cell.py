@@ -62,16 +62,16 @@ def swept(
         for severity in dict.fromkeys(level.severity for level in grid):
             levels = [level for level in grid if level.severity == severity]
             steps = [int(level.severity_2) for level in levels]
-            stream = subject.stream if programs.needs_streams else subject.full_x
-            after = tuned.sweep(*common, severity, where, key, subject.batches, stream, tokens_nBT, steps)
+            full = subject.undegraded(programs)
+            after = tuned.sweep(*common, severity, where, key, subject.batches, full, tokens_nBT, steps)
             for level, point in zip(levels, after, strict=True):
                 yield None, None, level, point
         return
     severities = [(level.severity, level.severity_2) if degrade.then else level.severity for level in grid]
     for layer, head, where in selections(degrade, shape):
         starts = programs.starts(severities, layer)
-        stream = subject.stream if starts or programs.needs_streams else subject.full_x
-        out = programs.sweep(*common, severities, where, key, subject.batches, stream, starts)
+        full = subject.undegraded(programs, starts)
+        out = programs.sweep(*common, severities, where, key, subject.batches, full, starts)
         for level, point in zip(grid, out, strict=True):
             yield layer, head, level, point
 
@@ -116,7 +116,7 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
     fitted = programs.fit(subject.params, subject.calibration(degrade), key)
     where = Where.everywhere(subject.member.shape)
     (point,) = programs.sweep(
-        subject.params, fitted, [0.0], where, key, subject.batches, subject.stream
+        subject.params, fitted, [0.0], where, key, subject.batches, subject.undegraded(programs)
     )  # severity 0: the parameters as they were trained
     matrices = [subject.params["blocks"][name] for name in subject.member.shape.matrices]
     zeros = sum(int(jnp.sum(leaf == 0)) for leaf in matrices)

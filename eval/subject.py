@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from wane.eval.measure import Batches
 from wane.eval.study import Degrade, Evaluation
-from wane.eval.sweep import Engine, engine, streams, undegraded
+from wane.eval.sweep import Engine, Start, engine, streams, undegraded
 from wane.scaling.edit import Params
 from wane.scaling.identity import array_digest
 from wane.scaling.shape import Shape
@@ -81,6 +81,10 @@ class Subject:
     def stream(self) -> jax.Array:
         """The residual stream before and behind every block [L + 1, n, B, S, D], for points that start there."""
         return streams(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)
+
+    def undegraded(self, programs: Engine, starts: Sequence[Start] = ()) -> jax.Array:
+        """What of the undegraded forward pass these programs read: every block's stream, or only the last."""
+        return self.stream if starts or programs.needs_streams else self.full_x
 
     def draw_key(self, degrade: Degrade, draw: int) -> jax.Array:
         member = self.member

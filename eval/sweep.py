@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.measure import Batches, Measured, measure
-from wane.eval.metrics import METRICS
+from wane.eval.metrics import METRICS, reads_streams
 from wane.eval.program import Program
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.edit import Edit, Params, filled
@@ -61,7 +61,7 @@ class Engine:
         self.measure_from = measuring_from(shape, metrics, precision, points)
         self._measured = self.measure
         self.inner = any(METRICS[name].inner for name in metrics)
-        self.needs_streams = any(METRICS[name].streams for name in metrics)
+        self.needs_streams = reads_streams(metrics)
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from wane.eval.metrics import METRICS
+from wane.eval.metrics import reads_streams
 from wane.eval.study import Study
 from wane.eval.subject import Splits
 from wane.launch.cells import Cell, Cohort, Decided, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
@@ -84,9 +84,7 @@ class Plan:
         shape, evaluation = cell.trained.shape, self.study.evaluation
         points = self.environment["points_per_call"]
         stream = len(cell.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
-        every_layer = cell.degrade.each != "whole" or any(
-            METRICS[name].streams for name in evaluation.metrics
-        )
+        every_layer = cell.degrade.each != "whole" or reads_streams(evaluation.metrics)
         kept = 1 + shape.n_layers if every_layer else 1
         params = 4 * shape.param_counts()["total"] * (3 + points)
         if cell.method.sequential:

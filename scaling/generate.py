@@ -1,6 +1,7 @@
 """Token by token with a key-value cache: what a model under an edit says when it hears itself."""
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.scaling.edit import Edit, Params
@@ -11,7 +12,7 @@ from wane.scaling.shape import Shape
 def empty_caches(batch: int, length: int, shape: Shape) -> Cache:
     """One cache per layer, stacked: leaves [L, ...]."""
     one = init_cache(batch, length, shape)
-    return jax.tree.map(lambda a: jax.numpy.broadcast_to(a, (shape.n_layers, *a.shape)), one)
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (shape.n_layers, *a.shape)), one)
 
 
 def extend(params: Params, tokens_BS: Array, caches: Cache, shape: Shape, edit: Edit) -> tuple[Array, Cache]:

@@ -122,7 +122,7 @@ def test_answers_are_said_behind_the_truth_and_what_was_said_of_them():
     np.testing.assert_array_equal(found[scored_BS], expected[scored_BS])
     forced = np.asarray(view.logits_BSV).argmax(-1)
     assert (forced != expected)[scored_BS].any()  # hearing itself makes a difference here
-    total, count = generation.accuracy(view)
+    total, count = generation.per_sequence(generation.hit)(view)
     targets = np.asarray(tokens_BT)[:, 1:]
     np.testing.assert_array_equal(total, ((expected == targets) & scored_BS).sum(1))
     np.testing.assert_array_equal(count, scored_BS.sum(1))

@@ -36,6 +36,11 @@ METRICS: dict[str, Metric] = {m.name: m for metrics in INSTRUMENTS.values() for 
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
 
 
+def reads_streams(names: Iterable[str]) -> bool:
+    """Whether one of these metrics reads the undegraded residual stream before every block."""
+    return any(METRICS[name].streams for name in names)
+
+
 def chosen(names: Iterable[str]) -> tuple[str, ...]:
     """Names of metrics and of instruments as names of metrics, in the order of METRICS.
 

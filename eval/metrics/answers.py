@@ -4,31 +4,16 @@ The readouts differ only in what the answer competes with: every token, the valu
 foil.  Items are the same, so what they differ in is that competition.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from wane.eval.metrics.contract import SequenceMetric, TokenMetric
-from wane.eval.metrics.largest import is_largest
-from wane.eval.metrics.loss import task_bounds
+from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
+from wane.eval.metrics.largest import is_largest, lead
+from wane.eval.metrics.loss import hit, task_bounds
 from wane.eval.metrics.view import View
 from wane.train.data import Task
 from wane.train.data.options import OPTIONS, values_of
-
-OfTokens = Callable[[View], tuple[Array, Array]]  # (value f32, counted bool), both [B, S]
-
-
-def per_sequence(of_tokens: OfTokens) -> OfTokens:
-    """Sums and counts [B] of what is told of every token [B, S]."""
-
-    def measure(view: View) -> tuple[Array, Array]:
-        value_BS, counted_BS = of_tokens(view)
-        total_B = jnp.where(counted_BS, value_BS, 0.0).sum(axis=1)
-        return total_B, counted_BS.sum(axis=1).astype(jnp.float32)
-
-    return measure
 
 
 def logit_of(logits_BSV: Array, token_BS: Array) -> Array:
@@ -45,10 +30,6 @@ def among_values(view: View) -> Array:
 
 def has_values(view: View) -> Array:
     return view.scored_BS & (view.batch.values_B2[:, 1:] > 0)
-
-
-def hit(view: View) -> tuple[Array, Array]:
-    return is_largest(view.logits_BSV, view.targets_BS).astype(jnp.float32), view.scored_BS
 
 
 def hit_of_values(view: View) -> tuple[Array, Array]:
@@ -77,9 +58,7 @@ def forced_choice(view: View) -> tuple[Array, Array]:
 
 
 def margin(view: View) -> tuple[Array, Array]:
-    V = view.logits_BSV.shape[-1]
-    others_BSV = jnp.where(jnp.arange(V) == view.targets_BS[..., None], -jnp.inf, view.logits_BSV)
-    return logit_of(view.logits_BSV, view.targets_BS) - others_BSV.max(axis=-1), view.scored_BS
+    return lead(view.logits_BSV, view.targets_BS), view.scored_BS
 
 
 def answer_entropy(view: View) -> tuple[Array, Array]:

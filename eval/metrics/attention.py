@@ -12,16 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.eval.metrics.contract import Place, Statistic, Sums, Weights
+from wane.eval.metrics.contract import Place, Statistic, Sums, Weights, layers
 from wane.eval.metrics.view import View
 from wane.scaling.attention import attention_map
 from wane.scaling.shape import Shape
 
 PAIRS = 4  # of queries of a sequence: more would cost more than they tell, a batch has many sequences
-
-
-def layers(shape: Shape) -> tuple[Place, ...]:
-    return tuple(Place("layer", float(l)) for l in range(shape.n_layers))
 
 
 def layers_of_heads(shape: Shape) -> tuple[Place, ...]:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.metrics.view import View
@@ -18,6 +19,7 @@ from wane.scaling.shape import Shape
 from wane.train.data import Task
 
 Sums = Any  # a pytree of arrays
+OfTokens = Callable[[View], tuple[Array, Array]]  # (value f32, counted bool), both [B, S]
 
 
 class Place(NamedTuple):
@@ -36,6 +38,22 @@ EVERYWHERE = (Place(),)
 def everywhere(shape: Shape) -> tuple[Place, ...]:
     """One value for the whole model and all tokens."""
     return EVERYWHERE
+
+
+def layers(shape: Shape) -> tuple[Place, ...]:
+    """One value for every layer."""
+    return tuple(Place(axis="layer", at=float(l)) for l in range(shape.n_layers))
+
+
+def per_sequence(of_tokens: OfTokens) -> OfTokens:
+    """Sums and counts [B] of what is told of every token [B, S]."""
+
+    def measure(view: View) -> tuple[Array, Array]:
+        value_BS, counted_BS = of_tokens(view)
+        total_B = jnp.where(counted_BS, value_BS, 0.0).sum(axis=1)
+        return total_B, counted_BS.sum(axis=1).astype(jnp.float32)
+
+    return measure
 
 
 class Weights(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from wane.eval.metrics.largest import choice
+from wane.eval.metrics.largest import choice, lead
 
 Convention = Literal["generation", "transition"]
 EPS = 1e-12  # of the source
@@ -125,9 +125,7 @@ def margin(z: Array) -> Array:
 def kept_margin(z: Array, changed: Array) -> Array:
     """The changed logit [..., V] of the choice of z [..., V], less the largest of the others: below 0 where another
     is chosen."""
-    chosen = jnp.arange(z.shape[-1]) == choice(z)[..., None]
-    own, best = (jnp.max(jnp.where(mine, changed, -jnp.inf), axis=-1) for mine in (chosen, ~chosen))
-    return own - best
+    return lead(changed, choice(z))
 
 
 def entropy(z: Array) -> Array:

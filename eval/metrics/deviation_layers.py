@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wane.eval.metrics.contract import Place, SequenceMetric
+from wane.eval.metrics.contract import Place, SequenceMetric, layers
 from wane.eval.metrics.deviation import Geometry, geometry
 from wane.eval.metrics.deviation_spaces import at_sampled, summed
 from wane.eval.metrics.once import once
@@ -16,10 +16,6 @@ from wane.scaling.shape import Shape
 PARTS = ("attention", "mlp", "block")
 # All blocks alone cost a forward pass of the degraded and one of the trained model: few sequences are looked at.
 EVERY = 16
-
-
-def layers(shape: Shape) -> tuple[Place, ...]:
-    return tuple(Place(axis="layer", at=float(l)) for l in range(shape.n_layers))
 
 
 def parts_of_layers(shape: Shape) -> tuple[Place, ...]:

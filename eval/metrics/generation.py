@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wane.eval.metrics.contract import SequenceMetric, TokenMetric
+from wane.eval.metrics.answers import certain
+from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
 from wane.eval.metrics.largest import choice
 from wane.eval.metrics.loss import task_bounds
 from wane.eval.metrics.once import once
@@ -54,11 +55,6 @@ def hit(view: View) -> tuple[Array, Array]:
     return (said(view) == view.targets_BS).astype(jnp.float32), view.scored_BS
 
 
-def accuracy(view: View) -> tuple[Array, Array]:
-    hit_BS, scored_BS = hit(view)
-    return jnp.where(scored_BS, hit_BS, 0).sum(axis=1), scored_BS.sum(axis=1).astype(jnp.float32)
-
-
 def whole_answers(right_BS: Array, scored_BS: Array) -> tuple[Array, Array]:
     """(answers that are right to the last token, answers), f32 [B]; one that the row cuts off counts as it is."""
 
@@ -80,26 +76,43 @@ def whole_forced(view: View) -> tuple[Array, Array]:
     return whole_answers(choice(view.logits_BSV) == view.targets_BS, view.scored_BS)
 
 
-def certain(task: Task) -> tuple[float | None, float | None]:
+def whole_bounds(task: Task) -> tuple[float | None, float | None]:
     """Chance of a whole answer depends on its length."""
-    return None, 1.0 if task.ceiling == 1 else None
+    return None, certain(task)
 
 
 METRICS = (
     SequenceMetric(
-        name="accuracy_free_running", unit="fraction", better="higher", measure=accuracy, bounds=task_bounds,
+        name="accuracy_free_running",
+        unit="fraction",
+        better="higher",
+        measure=per_sequence(hit),
+        bounds=task_bounds,
         meaning="share of scored tokens that are said, greedily, behind what was said of the same answer",
     ),
     TokenMetric(
-        name="accuracy_free_running_by_level", unit="fraction", better="higher", measure=hit, by="level",
-        bounds=task_bounds, meaning="accuracy_free_running at each difficulty",
+        name="accuracy_free_running_by_level",
+        unit="fraction",
+        better="higher",
+        measure=hit,
+        by="level",
+        bounds=task_bounds,
+        meaning="accuracy_free_running at each difficulty",
     ),
     SequenceMetric(
-        name="whole_answers_free_running", unit="fraction", better="higher", measure=whole_said, bounds=certain,
+        name="whole_answers_free_running",
+        unit="fraction",
+        better="higher",
+        measure=whole_said,
+        bounds=whole_bounds,
         meaning="share of answers, runs of scored tokens, that are said right to the last token",
     ),
     SequenceMetric(
-        name="whole_answers", unit="fraction", better="higher", measure=whole_forced, bounds=certain,
+        name="whole_answers",
+        unit="fraction",
+        better="higher",
+        measure=whole_forced,
+        bounds=whole_bounds,
         meaning="share of answers whose every token is the most likely one behind the true tokens",
     ),
-)  # fmt: skip
+)

@@ -22,6 +22,7 @@ class Grouping(NamedTuple):
     common: bool
 
 
+@functools.lru_cache(maxsize=4)
 def level(evaluation: EvalSet, stream: Stream) -> Grouping:
     """The difficulty of each scored token of a graded task (Task.level)."""
     known = (
@@ -30,6 +31,7 @@ def level(evaluation: EvalSet, stream: Stream) -> Grouping:
     return Grouping("level", np.where(known, evaluation.level_NS, np.nan), common=False)
 
 
+@functools.lru_cache(maxsize=4)
 def position(evaluation: EvalSet, stream: Stream) -> Grouping:
     """How many tokens stand before, in octaves: 1, 2 to 3, 4 to 7, ..., told by the smallest."""
     before_S = 1 + np.arange(evaluation.scored_NS.shape[1])

@@ -11,6 +11,13 @@ def choice(z: Array) -> Array:
     return jnp.min(jnp.where(z == jnp.max(z, axis=-1, keepdims=True), index, z.shape[-1]), axis=-1)
 
 
+def lead(logits: Array, token: Array) -> Array:
+    """The logit of one token, of [..., V], less the largest of the others: below 0 where another is chosen."""
+    mine = jnp.arange(logits.shape[-1]) == token[..., None]
+    own, best = (jnp.max(jnp.where(those, logits, -jnp.inf), axis=-1) for those in (mine, ~mine))
+    return own - best
+
+
 def is_largest(logits_BSV: Array, token_BS: Array) -> Array:
     """argmax(logits) == token, bool [B, S]; of equal logits the first.  One pass of comparisons."""
     token_BS1 = token_BS[..., None]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.metrics import deviation
-from wane.eval.metrics.contract import SequenceMetric
+from wane.eval.metrics.contract import SequenceMetric, per_sequence
 from wane.eval.metrics.largest import choice, is_largest
 from wane.eval.metrics.view import View
 from wane.train.data import Task
@@ -38,9 +38,8 @@ def task_bounds(task: Task) -> tuple[float | None, float | None]:
     return task.chance, task.ceiling
 
 
-def accuracy(view: View) -> tuple[Array, Array]:
-    hit = is_largest(view.logits_BSV, view.targets_BS) & view.scored_BS
-    return hit.sum(axis=1).astype(jnp.float32), view.scored_BS.sum(axis=1).astype(jnp.float32)
+def hit(view: View) -> tuple[Array, Array]:
+    return is_largest(view.logits_BSV, view.targets_BS).astype(jnp.float32), view.scored_BS
 
 
 METRICS = (
@@ -95,7 +94,7 @@ METRICS = (
         unit="fraction",
         meaning="share of scored tokens that are predicted: answers of a graded task, every token of text",
         better="higher",
-        measure=accuracy,
+        measure=per_sequence(hit),
         bounds=task_bounds,
     ),
 )

@@ -5,15 +5,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wane.eval.metrics.contract import Place, Statistic, Sums, Weights
+from wane.eval.metrics.contract import Statistic, Sums, Weights, layers
 from wane.eval.metrics.moments import chosen, moments, own_covariance, participation_ratio, spaced, weight
 from wane.eval.metrics.view import View
 from wane.scaling.degrade.calibrate import inner_of
-from wane.scaling.shape import Shape
-
-
-def layers(shape: Shape) -> tuple[Place, ...]:
-    return tuple(Place("layer", float(l)) for l in range(shape.n_layers))
 
 
 def neuron_moments(view: View) -> Sums:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.eval.metrics.answers import has_values, per_sequence
-from wane.eval.metrics.contract import SequenceMetric, Statistic, Weights
+from wane.eval.metrics.answers import has_values
+from wane.eval.metrics.contract import SequenceMetric, Statistic, Weights, per_sequence
 from wane.eval.metrics.largest import is_largest
 from wane.eval.metrics.view import View
 from wane.scaling.model import unembed

@@ -4,11 +4,11 @@ import dataclasses
 from functools import cached_property
 from typing import NamedTuple
 
-import jax
-from jax import Array, lax
+import jax.numpy as jnp
+from jax import Array
 
 from wane.scaling.edit import Edit, Params
-from wane.scaling.model import Inner, apply, block, nll_of_logits, unembed
+from wane.scaling.model import Inner, nll_of_logits, unembed
 from wane.scaling.shape import Shape
 
 
@@ -74,23 +74,6 @@ class View:
         return nll_of_logits(self.logits_BSV, self.targets_BS)
 
     @cached_property
-    def full_inner(self) -> Inner:
-        """The undegraded blocks' intermediates [L, ...]: costs what of a forward pass they need."""
-        return apply(self.params, self.batch.tokens_BT[:, :-1], self.shape).inner
-
-    @cached_property
-    def local(self) -> tuple[Array, Inner]:
-        """Every degraded block alone, on the undegraded stream that enters it: (its output [L, B, S, D], its
-        intermediates [L, ...]); needs `streams` and costs a forward pass."""
-
-        def alone(layer: tuple) -> tuple[Array, Inner]:
-            params_l, edit_l, x_BSD = layer
-            x_BSD, inner, _ = block(params_l, x_BSD, self.shape, edit_l)
-            return x_BSD, inner
-
-        return lax.map(alone, (self.degraded["blocks"], self.edit.per_layer(), self.stream[:-1]))
-
-    @cached_property
     def weight_BS(self) -> Array:
         """f32: 1 for every token, 0 for those of a sequence that only fills the last batch."""
-        return jax.numpy.broadcast_to(self.batch.counted_B[:, None], self.targets_BS.shape)
+        return jnp.broadcast_to(self.batch.counted_B[:, None], self.targets_BS.shape)

@@ -44,7 +44,7 @@ def fill(task: str, items_BMW: np.ndarray, level_BMW: np.ndarray, length: int) -
     level_BT = np.full((rows, length), -1)
     tokens_BT[:, 1:] = items_BMW.reshape(rows, width)[:, : length - 1]
     level_BT[:, 1:] = level_BMW.reshape(rows, width)[:, : length - 1]
-    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
+    return Rows.without_foil(tokens_BT, level_BT)
 
 
 def short(rng, rows: int, length: int, world: World, role: Role) -> Rows:
@@ -88,7 +88,7 @@ def copy(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     tokens_BT[:, 1:] = np.where(place_BT < MOTIF, SYMBOL + motif_BT, filler_BT)
     level_BT = np.full((rows, length), -1)
     level_BT[:, 1:] = np.where(again_BT & (place_BT >= CUE), distance_B1, -1)
-    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
+    return Rows.without_foil(tokens_BT, level_BT)
 
 
 def recall(rng, rows: int, length: int, world: World, role: Role) -> Rows:
@@ -103,7 +103,7 @@ def recall(rng, rows: int, length: int, world: World, role: Role) -> Rows:
         count = -(-(length - 1) // (8 * pairs))
         items, level = recall_items(rng, (int(chosen.sum()), count), pairs)
         tokens_BT[chosen], level_BT[chosen], _ = fill("R2", items, level, length)
-    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
+    return Rows.without_foil(tokens_BT, level_BT)
 
 
 def recall_items(rng, shape: tuple[int, int], pairs: int) -> tuple[np.ndarray, np.ndarray]:

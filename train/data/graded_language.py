@@ -44,7 +44,7 @@ def bigram(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     tokens_BT[:, 1:] = SYMBOL + markov(rng, rows, length - 1, world)
     level_BT = np.zeros((rows, length), np.int64)
     level_BT[:, :2] = -1
-    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
+    return Rows.without_foil(tokens_BT, level_BT)
 
 
 # L2: nouns are 32 lemmas x {sg, pl}; a verb is one of 32 stems and one of two endings.
@@ -129,7 +129,7 @@ def dyck(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     tokens_BT[:, 1:] = np.where(opens_BT, OPEN + type_BT, CLOSE + closing_BT)
     level_BT = np.full((rows, length), -1)
     level_BT[:, 1:] = np.where(opens_BT, -1, time - partner_BT)
-    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
+    return Rows.without_foil(tokens_BT, level_BT)
 
 
 TASKS = (

@@ -27,7 +27,7 @@ def unigram(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     tokens_BT[:, 1:] = SYMBOL + np.searchsorted(np.cumsum(ZIPF_P)[:-1], uniform_BT, side="right")
     level_BT = np.zeros((rows, length), np.int64)
     level_BT[:, 0] = -1
-    return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
+    return Rows.without_foil(tokens_BT, level_BT)
 
 
 @lru_cache(maxsize=8)

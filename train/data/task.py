@@ -29,6 +29,10 @@ class Rows(NamedTuple):
     level_BT: np.ndarray
     foil_BT: np.ndarray
 
+    @staticmethod
+    def without_foil(tokens_BT: np.ndarray, level_BT: np.ndarray) -> "Rows":
+        return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
+
 
 # (rng, rows, length, world, role) -> Rows of T = length
 Generate = Callable[[np.random.Generator, int, int, World, Role], Rows]

@@ -137,16 +137,20 @@ def undegraded(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def competence(frame: pd.DataFrame, *, score: float, share: float) -> pd.DataFrame:
-    """The competence gate per task and group: a seed passes when (accuracy - chance) / (ceiling - chance)
-    is at least `score`; a task is assessable when a `share` of the seeds passes.
+    """The competence gate of finished models, per task and group; columns of `gate`."""
+    return gate(undegraded(frame, "accuracy"), ["task", "group"], score=score, share=share)
 
-    Columns: task, group, chance, ceiling, accuracy and score (means over seeds), passing, seeds, assessable.
+
+def gate(rows: pd.DataFrame, by: list[str], *, score: float, share: float) -> pd.DataFrame:
+    """The competence gate of rows of accuracy, for each of `by`: a seed passes when (accuracy - chance) /
+    (ceiling - chance) is at least `score`; a task is assessable when a `share` of the seeds passes.
+
+    Columns: by, chance, ceiling, accuracy and score (means over seeds), passing, seeds, assessable.
     """
-    rows = undegraded(frame, "accuracy")
     rows = rows[(rows["ceiling"] - rows["chance"]) > 0]
-    rows["score"] = (rows["value"] - rows["chance"]) / (rows["ceiling"] - rows["chance"])
-    rows["passing"] = rows["score"] >= score
-    gate = rows.groupby(["task", "group"]).agg(
+    normalised = (rows["value"] - rows["chance"]) / (rows["ceiling"] - rows["chance"])
+    rows = rows.assign(score=normalised, passing=normalised >= score)
+    found = rows.groupby(by).agg(
         chance=("chance", "mean"),
         ceiling=("ceiling", "mean"),
         accuracy=("value", "mean"),
@@ -154,8 +158,8 @@ def competence(frame: pd.DataFrame, *, score: float, share: float) -> pd.DataFra
         passing=("passing", "sum"),
         seeds=("passing", "size"),
     )
-    gate["assessable"] = gate["passing"] >= share * gate["seeds"] - 1e-9  # 4 of 5 is 80 %, also in floats
-    return gate.reset_index()
+    found["assessable"] = found["passing"] >= share * found["seeds"] - 1e-9  # 4 of 5 is 80 %, also in floats
+    return found.reset_index()
 
 
 def diverged(frame: pd.DataFrame) -> pd.DataFrame:

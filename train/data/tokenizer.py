@@ -2,20 +2,21 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
-    """encode: UTF-8 documents to token ids.  `vocab - 1` is the end of a document.
-    bytes_V: how many bytes each token stands for, 0 for the end of a document."""
+    """encode: UTF-8 documents to token ids.  decode: ids to text, U+FFFD where they are not UTF-8, nothing for the
+    end of a document, which is `vocab - 1`.  bytes_V: how many bytes each token stands for, 0 for that end."""
 
     digest: str
     vocab: int
     bytes_V: np.ndarray
     encode: Callable[[list[bytes]], list[np.ndarray]]
+    decode: Callable[[Sequence[int]], str]
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -25,6 +26,7 @@ def byte_tokenizer() -> Tokenizer:
         vocab=257,
         bytes_V=np.array([1] * 256 + [0], np.int32),
         encode=lambda documents: [np.frombuffer(document, np.uint8) for document in documents],
+        decode=lambda ids: bytes(i for i in ids if i < 256).decode(errors="replace"),
     )
 
 
@@ -57,5 +59,8 @@ def bpe_tokenizer(json: str) -> Tokenizer:
         encodings = model.encode_batch_fast([document.decode() for document in documents])
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
+    def decode(ids: Sequence[int]) -> str:
+        return model.decode([i for i in ids if i < len(tokens)])
+
     digest = hashlib.blake2b(json.encode(), digest_size=16).hexdigest()
-    return Tokenizer(digest=digest, vocab=len(bytes_V), bytes_V=bytes_V, encode=encode)
+    return Tokenizer(digest=digest, vocab=len(bytes_V), bytes_V=bytes_V, encode=encode, decode=decode)

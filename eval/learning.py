@@ -1,0 +1,81 @@
+"""What is learnt, and in how many tokens: the competence gate along training."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from wane.eval import summary
+from wane.eval.curves import load_curves
+
+KEYS = ["group", "member_id", "task", "train_tokens"]
+
+
+def learned_in(source: Path, score: float, share: float, csv: Path | None = None) -> str:
+    """The table in Markdown of a study directory, or of a file of `accuracies`, which `csv` writes.
+    Raises ValueError or OSError in one line when there is nothing to read, or no task with known bounds."""
+    rows = pd.read_csv(source) if source.suffix == ".csv" else accuracies(load_curves(source))
+    if missing := {*KEYS, "value", "chance", "ceiling"} - set(rows):
+        raise ValueError(
+            f"{source}: has no columns {', '.join(sorted(missing))}; `wane learned DIR --csv` writes them"
+        )
+    if rows.empty:
+        raise ValueError(
+            f"{source}: no accuracy of a task with known chance and ceiling; run a study of graded tasks"
+        )
+    if csv:
+        rows.to_csv(csv, index=False, float_format="%.6g")
+    return learned_text(learned(rows, score=score, share=share))
+
+
+def accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of every undegraded member at every measured step, of tasks with known bounds.
+
+    Columns: group (shape and arm), member_id, task, train_tokens, value, chance, ceiling.
+    """
+    rows = table[table["metric"] == "accuracy"]
+    rows = rows[rows["axis"].isna() & summary.untouched(rows) & (rows["pruned"] == "never")]
+    rows = rows[(rows["status"] == "ok") & rows["chance"].notna() & rows["ceiling"].notna()]
+    group = rows["shape"].where(rows["arm"] == "", rows["shape"] + " (" + rows["arm"] + ")")
+    return (
+        rows.assign(group=group)
+        .groupby(KEYS, sort=False)[["value", "chance", "ceiling"]]
+        .mean()
+        .reset_index()
+    )
+
+
+def learned(rows: pd.DataFrame, *, score: float, share: float) -> pd.DataFrame:
+    """When each task passes the gate (`summary.gate`) for good: the tokens at the first measured step from which on
+    every later one passes too; nan where the last does not, and the task cannot be assessed.
+
+    rows: of `accuracies`.  Columns: task, group, tokens, and of the last step chance, ceiling, accuracy, score,
+    passing, seeds, assessable; in the order of the rows.  A step that some seed of the group lacks is left out.
+    """
+    along = summary.gate(rows, ["task", "group", "train_tokens"], score=score, share=share)
+    places = [rows[name].unique() for name in ("task", "group")]
+    seeds = rows.groupby("group")["member_id"].nunique()
+    along = along[along["seeds"] == along["group"].map(seeds)].sort_values("train_tokens")
+    found = along.groupby(["task", "group"], sort=False).tail(1).set_index(["task", "group"])
+    for place, steps in along.groupby(["task", "group"]):
+        failed = steps.loc[~steps["assessable"], "train_tokens"].max()  # nan where every step passes
+        after = steps[~(steps["train_tokens"] <= failed)]
+        found.loc[place, "tokens"] = after["train_tokens"].min()
+    in_order = [pair for pair in pd.MultiIndex.from_product(places) if pair in found.index]
+    return found.drop(columns="train_tokens").loc[in_order].reset_index()
+
+
+def learned_text(found: pd.DataFrame) -> str:
+    """The table in Markdown: tasks down, groups across; tokens until the gate is passed, and the normalised
+    score at the end, in brackets."""
+    groups = list(dict.fromkeys(found["group"]))
+    lines = [["task", "chance", "ceiling", *groups], ["---", *["---:"] * (len(groups) + 2)]]
+    for task, part in found.groupby("task", sort=False):
+        cells = part.set_index("group")
+        line = [str(task), f"{part['chance'].mean():.3g}", f"{part['ceiling'].mean():.3g}"]
+        lines.append(line + [_cell(cells.loc[group]) if group in cells.index else "" for group in groups])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(cell: pd.Series) -> str:
+    score = f"{cell['score']:.2f}"
+    return f"{cell['tokens'] / 1e6:.3g}M ({score})" if cell["assessable"] else f"not assessable ({score})"

@@ -1,0 +1,115 @@
+"""What is learnt, and when: the gate along training."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from wane.eval.learning import accuracies, learned, learned_in, learned_text
+
+DOCS = Path(__file__).parents[1] / "docs"
+MUST_PASS = {"L1", "L2", "S", "X", "K", "R1"}  # for every shape of the CPU tier
+
+
+def rows(**accuracy: dict[str, list[float]]) -> pd.DataFrame:
+    """accuracy: member -> task -> one value per step of a million tokens; chance 0, ceiling 1."""
+    return pd.DataFrame(
+        {
+            "group": member[0],
+            "member_id": member,
+            "task": task,
+            "train_tokens": 1e6 * (step + 1),
+            "value": value,
+        }
+        | {"chance": 0.0, "ceiling": 1.0}
+        for member, tasks in accuracy.items()
+        for task, values in tasks.items()
+        for step, value in enumerate(values)
+    )
+
+
+def test_tokens_are_those_of_the_first_step_from_which_on_the_gate_is_passed():
+    found = learned(
+        rows(
+            w0={"S": [0.1, 0.95, 0.97, 0.99], "K": [0.95, 0.95, 0.8, 0.95], "M": [0.9, 0.9, 0.9, 0.2]},
+            w1={"S": [0.1, 0.5, 0.92, 0.99], "K": [0.95, 0.95, 0.9, 0.95], "M": [0.9, 0.9, 0.9, 0.9]},
+        ),
+        score=0.9,
+        share=0.8,
+    ).set_index("task")
+    assert list(found.index) == ["S", "K", "M"]
+    assert found.loc["S", "tokens"] == 3e6  # at 2M one of two seeds passes
+    assert found.loc["K", "tokens"] == 4e6  # passed before, and lost in between
+    assert math.isnan(found.loc["M", "tokens"])
+    assert not found.loc["M", "assessable"]
+    assert found.loc["S", "score"] == pytest.approx(0.99)
+
+
+def test_a_step_that_a_seed_lacks_is_left_out():
+    both = rows(w0={"S": [0.1, 0.95, 0.2]}, w1={"S": [0.1, 0.95]})
+    found = learned(both, score=0.9, share=0.8)
+    assert found.loc[0, "tokens"] == 2e6
+    assert found.loc[0, "seeds"] == 2
+
+
+def test_score_is_between_chance_and_ceiling():
+    found = learned(rows(w0={"L1": [0.47]}).assign(chance=0.1, ceiling=0.5), score=0.9, share=0.8)
+    assert found.loc[0, "score"] == pytest.approx(0.925)
+    assert found.loc[0, "assessable"]
+
+
+def test_text():
+    text = learned_text(learned(rows(w0={"S": [0.1, 0.95]}, d0={"S": [0.1, 0.4]}), score=0.9, share=0.8))
+    assert text.splitlines() == [
+        "| task | chance | ceiling | w | d |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| S | 0 | 1 | 2M (0.95) | not assessable (0.40) |",
+    ]
+
+
+def test_accuracies_are_of_models_as_they_were_trained():
+    base = {
+        "metric": "accuracy", "axis": None, "severity": 0.0, "severity_2": None, "pruned": "never", "status": "ok",
+        "chance": 0.1, "ceiling": 1.0, "shape": "d32", "arm": "", "member_id": "m", "task": "S", "value": 0.9,
+        "train_tokens": 10,
+    }  # fmt: skip
+    others = (
+        {"severity": 0.5, "pruned": "after"}, {"severity_2": 0.5}, {"axis": "level"}, {"metric": "loss"},
+        {"pruned": "before"}, {"chance": None}, {"status": "diverged"},
+    )  # fmt: skip
+    table = pd.DataFrame([base, *(base | other | {"value": 0.1} for other in others)])
+    found = accuracies(table)
+    assert found.to_dict("records") == [
+        {
+            "group": "d32",
+            "member_id": "m",
+            "task": "S",
+            "train_tokens": 10,
+            "value": 0.9,
+            "chance": 0.1,
+            "ceiling": 1,
+        }
+    ]
+
+
+def test_the_table_of_a_file_is_the_table_of_its_study(tmp_path, monkeypatch):
+    along = rows(w0={"S": [0.1, 0.95]}, d0={"S": [0.123456789, 0.4]})
+    monkeypatch.setattr("wane.eval.learning.load_curves", lambda source: along)
+    monkeypatch.setattr("wane.eval.learning.accuracies", lambda table: table)
+    text = learned_in(tmp_path / "study", 0.9, 0.8, tmp_path / "rows.csv")
+    assert (
+        learned_in(tmp_path / "rows.csv", 0.9, 0.8)
+        == text
+        == learned_text(learned(along, score=0.9, share=0.8))
+    )
+    assert "2M (0.40)" in learned_in(tmp_path / "rows.csv", 0.4, 0.8)
+
+
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"other\.csv: has no columns ceiling, chance, group"):
+        learned_in(tmp_path / "other.csv", 0.9, 0.8)
+    rows(w0={"S": [0.1]})[:0].to_csv(tmp_path / "empty.csv", index=False)
+    with pytest.raises(ValueError, match="no accuracy of a task"):
+        learned_in(tmp_path / "empty.csv", 0.9, 0.8)

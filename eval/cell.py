@@ -136,9 +136,10 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
 def diverged_rows(
     member: Member, degrade: Degrade, draws: range, evaluation: Evaluation, splits: Splits, cell_id: str
 ) -> list[dict]:
-    """What the table keeps of a member whose training diverged: its loss is null at every point, with the
-    reason; nothing is computed."""
-    units, loss = degrade.units(member.shape), METRICS["loss"]
+    """What the table keeps of a member whose training diverged: its loss (the first metric, where a degradation
+    measures no loss) is null at every point, with the reason; nothing is computed."""
+    told = METRICS["loss" if "loss" in evaluation.metrics else evaluation.metrics[0]]
+    units = degrade.units(member.shape)
     common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade, member.shape)
     common |= dict.fromkeys(
         ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "draw_seed",
@@ -146,9 +147,9 @@ def diverged_rows(
     )  # fmt: skip
     common |= {
         "task": "all",
-        "metric": loss.name,
-        "unit": loss.unit,
-        "metric_version": loss.version,
+        "metric": told.name,
+        "unit": told.unit,
+        "metric_version": told.version,
         "count": 0,
     }
     common |= dict(zip(("setting_unit", "setting_2_unit"), units, strict=True))

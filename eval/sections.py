@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from wane.eval import summary, tables
+from wane.eval import cost_table, summary, tables
 from wane.eval.headline import headline
 from wane.eval.summary import AXES, FEW_SEEDS
 from wane.scaling.shape import Shape
@@ -21,14 +21,16 @@ def body(
     *,
     stems: Mapping[str, str],
     shape_of: Mapping[str, Shape],
+    speed: Mapping,
 ) -> str:
-    """All sections; one without rows says so with a dash or is left out."""
+    """All sections; one without rows says so with a dash or is left out.  speed: what `wane speed` wrote."""
     parts = [
         ("curves", "Degradation curves", _curves(content, stems)),
         ("masked", "Pruned before, during and after training", _masked(content)),
         ("sensitivity", "Sensitivity", _sensitivity(content)),
         ("family", "Family", _family(config, frame, shapes, shape_of)),
         ("tasks", "Tasks", _tasks(config, frame, shapes)),
+        ("cost", "Cost", _cost(config, frame, shapes, speed)),
         ("training", "Training", _training(content)),
         ("diverged", "Diverged members", _diverged(frame)),
         ("figures", "Figures", _figures(stems, content)),
@@ -127,10 +129,15 @@ def _family(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame, shape_of
     return note + tables.family(shapes, summary.undegraded(frame, "loss"), shape_of, budgets)
 
 
-def _tasks(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame) -> str:
+def _gate(config: Mapping, frame: pd.DataFrame) -> tuple[float, float, pd.DataFrame]:
+    """Score and share of the seeds that the competence gate asks for, and what it says."""
     rule = config.get("gate") or {}
     score, share = rule.get("score", GATE_SCORE), rule.get("seeds", GATE_SHARE)
-    gate = summary.competence(frame, score=score, share=share)
+    return score, share, summary.competence(frame, score=score, share=share)
+
+
+def _tasks(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame) -> str:
+    score, share, gate = _gate(config, frame)
     if gate.empty:
         return f"<p>{tables.NONE}</p>"
     note = (
@@ -139,6 +146,19 @@ def _tasks(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame) -> str:
         f"{share:.0%} of the seeds pass.</p>"
     )
     return note + tables.competence(gate, list(shapes["group"]))
+
+
+def _cost(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame, speed: Mapping) -> str:
+    note = (
+        '<p class="note">Removed: what was asked for. Compression: 16 bits over the bits that a weight still '
+        "takes, indices included. Tasks: share of the undegraded model's (accuracy − chance) / (ceiling − chance) "
+        "that is left, a mean over seeds; coloured where too few seeds pass the gate, empty where one of them was "
+        f"below {cost_table.FLOOR:g} before anything was taken. Speed-up: how many times as "
+        "fast the really smaller model is, of the shape's first seed, median and quartiles of rounds in turns with "
+        "the trained one (<code>wane speed</code>). Empty: not measured, or the model gets no smaller.</p>"
+    )
+    table = cost_table.costs(frame, list(shapes["group"]), speed)
+    return note + cost_table.cost_table(table, _gate(config, frame)[2], speed)
 
 
 def _training(content: Mapping) -> str:

@@ -1,10 +1,12 @@
 """A study: family x seeds x degradations x metrics, as one frozen value.  `wane.configs` only instantiates it."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from wane.eval.metrics import INSTRUMENTS, USUAL, chosen
+from wane.eval.examine import settings_of
+from wane.eval.metrics import METRICS, USUAL, chosen
 from wane.scaling.config import canonical, close_matches, override
 from wane.scaling.degrade import GROUPS, METHODS, build
 from wane.scaling.degrade.compose import compose
@@ -77,6 +79,9 @@ class Degrade:
     method's unit (fractions, bits, sigma, compression ratio), () = its default grid; the identity is always
     added.
 
+    metrics: what is measured in place of the evaluation's metrics, so that a costly one can be had at few
+    severities: names of metrics and of instruments.
+
     each: "whole" degrades all of the scope at once; "layer" and "head" one layer or one head at a time
     (sensitivity).  draws: realisations of a random method, nested in a member.  calibration: where the
     sequences that a method learns from come from: same (as in training), random (tokens), task:NAME,
@@ -94,6 +99,7 @@ class Degrade:
     draws: int = 1
     each: Literal["whole", "layer", "head"] = "whole"
     calibration: str = "same"
+    metrics: tuple[str, ...] | None = None
     then: Then | None = None
     recovery: Recovery | None = None
     refine: int = 0
@@ -102,6 +108,12 @@ class Degrade:
     def __post_init__(self):
         check_method("degradations.method", self.method)
         check_calibration(self.calibration)
+        if self.metrics is not None:
+            object.__setattr__(self, "metrics", _metrics("degradations.metrics", self.metrics))
+        if self.refine and not self.tells_loss:
+            raise ValueError(
+                f"degradations.refine = {self.refine}: refines the loss; add 'loss' to degradations.metrics"
+            )
         if self.refine < 0:
             raise ValueError(f"degradations.refine = {self.refine}: must be 0 or a number of severities")
         if self.refine and (self.each != "whole" or self.then or self.recovery):
@@ -129,7 +141,21 @@ class Degrade:
     @property
     def piloted(self) -> bool:
         """Whether a pilot may decide from it how many sequences a study needs."""
-        return self.each == "whole" and not self.recovery
+        return self.each == "whole" and not self.recovery and self.tells_loss
+
+    @property
+    def tells_loss(self) -> bool:
+        return self.metrics is None or "loss" in self.metrics
+
+    def meets(self, other: "Degrade") -> bool:
+        """Whether both have points in common."""
+        free = {"metrics": None, "severities": (), "draws": 1, "refine": 0, "identity": True}
+        if canonical(dataclasses.replace(self, **free)) != canonical(dataclasses.replace(other, **free)):
+            return False
+        whole_grid = not self.severities or not other.severities
+        return (
+            (self.identity and other.identity) or whole_grid or bool({*self.severities} & {*other.severities})
+        )
 
     @property
     def coarse(self) -> "Degrade":
@@ -185,6 +211,16 @@ def check_method(field: str, name: str) -> None:
         raise ValueError(
             f"{field} = {name!r}: not a method{close_matches(name, METHODS)}; `wane list methods` shows them all"
         )
+
+
+def _metrics(field: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        names = chosen(names)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+    if not names:
+        raise ValueError(f"{field} = (): must name at least one; `wane list metrics` shows them all")
+    return names
 
 
 def _severities(
@@ -270,12 +306,39 @@ class Evaluation:
             )
         if self.pilot_sequences < 2:
             raise ValueError(f"evaluation.pilot_sequences = {self.pilot_sequences}: must be at least 2")
-        try:
-            object.__setattr__(self, "metrics", chosen(self.metrics))
-        except ValueError as error:
-            raise ValueError(f"evaluation.metrics: {error}") from None
-        if "loss" not in self.metrics:
-            raise ValueError("evaluation.metrics: must contain 'loss', from which divergence is read")
+        object.__setattr__(self, "metrics", _metrics("evaluation.metrics", self.metrics))
+
+    def of(self, degrade: Degrade) -> "Evaluation":
+        """The same with the metrics of a degradation that has its own."""
+        return dataclasses.replace(self, metrics=degrade.metrics or self.metrics)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examine:
+    """One examination (`wane list examinations`) of every member that was not trained under a mask, at its last
+    step: a cell of its own.  settings: those of the examination.  sequences: per task, the first of the
+    evaluation's; None: as many as the curves have."""
+
+    name: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sequences: int | None = None
+
+    def __post_init__(self):
+        settings_of(self.name, self.settings)
+        if self.sequences is not None and self.sequences < 1:
+            raise ValueError(f"examinations.sequences = {self.sequences}: must be at least 1, or None")
+
+    @property
+    def resolved(self) -> Any:
+        """All settings, as the examination's own dataclass."""
+        return settings_of(self.name, self.settings)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        resolved, default = self.resolved, settings_of(self.name, {})
+        fields = (field.name for field in dataclasses.fields(resolved))
+        return {f: getattr(resolved, f) for f in fields if getattr(resolved, f) != getattr(default, f)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -302,6 +365,7 @@ class Study:
     data_seeds: tuple[int, ...] | None = None
     arms: tuple[Arm, ...] = ()
     degradations: tuple[Degrade, ...]
+    examinations: tuple[Examine, ...] = ()
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     sweep_steps: tuple[int, ...] = ()
@@ -318,12 +382,16 @@ class Study:
             raise ValueError(f"arms = {names}: names must be different and not empty")
         if len({canonical(d) for d in self.degradations}) < len(self.degradations):
             raise ValueError("degradations: the same method, settings and scope stand there twice")
-        said = {metric.name for metric in INSTRUMENTS["generation"]} & set(self.evaluation.metrics)
+        if "loss" not in self.evaluation.metrics:
+            raise ValueError("evaluation.metrics: must contain 'loss', from which divergence is read")
+        self._check_examinations()
+        self._check_points()
         for degrade in self.degradations:
+            said = [name for name in self.evaluation.of(degrade).metrics if METRICS[name].free_running]
             corrupts = {degrade.method, degrade.then and degrade.then.method} & GROUPS["Input"].keys()
             if said and corrupts:
                 raise ValueError(
-                    f"evaluation.metrics: {', '.join(sorted(said))}: goes token by token, and"
+                    f"evaluation.metrics: {', '.join(said)}: goes token by token, and"
                     f" {', '.join(corrupts)} is of whole sequences; measure them in studies of their own"
                 )
         if self.evaluation.precision and not any(degrade.piloted for degrade in self.degradations):
@@ -331,6 +399,26 @@ class Study:
                 f"evaluation.precision = {self.evaluation.precision}: a pilot needs a degradation of the whole"
                 " model without recovery; add one or give evaluation.sequences alone"
             )
+
+    def _check_examinations(self) -> None:
+        asked = [canonical([e.name, e.resolved, e.sequences]) for e in self.examinations]
+        if len(set(asked)) < len(asked):
+            raise ValueError("examinations: the same name, settings and sequences stand there twice")
+        for examine in self.examinations:
+            if (examine.sequences or 0) > self.evaluation.sequences:
+                raise ValueError(
+                    f"examinations.sequences = {examine.sequences}: must be at most evaluation.sequences ="
+                    f" {self.evaluation.sequences}"
+                )
+
+    def _check_points(self) -> None:
+        for a, b in itertools.combinations(self.degradations, 2):
+            shared = set(self.evaluation.of(a).metrics) & set(self.evaluation.of(b).metrics)
+            if shared and a.meets(b):
+                raise ValueError(
+                    f"degradations: {a.name} measures {', '.join(sorted(shared))} twice at the same severities;"
+                    " give one of them metrics that the other has not, or all severities to one"
+                )
 
     def variants(self) -> Iterator[tuple[str, "Study", FixedMask | None]]:
         """(arm name, study with the arm's overrides applied, mask): the primary one first, named ""."""

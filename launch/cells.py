@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from wane.eval.examine import EXAMINATIONS
+from wane.eval.examine.cell import CALIBRATION
 from wane.eval.metrics import METRICS
 from wane.eval.refine import refined
-from wane.eval.study import Degrade, Evaluation, FixedMask, Study
+from wane.eval.study import Degrade, Evaluation, Examine, FixedMask, Study
 from wane.eval.subject import Splits
 from wane.scaling.config import to_json
 from wane.scaling.degrade import build
@@ -111,7 +113,32 @@ class SweepCell:
         return len(self.draws) * units * len(degrade.grid(shape))
 
 
-Cell = TrainCell | SweepCell
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ExamineCell:
+    """One examination of one member at its last training step.  tentative: as of a sweep."""
+
+    id: str
+    trained: TrainCell
+    replica: int
+    step: int
+    examine: Examine
+    splits: Splits
+    evaluation: Evaluation
+    tentative: bool = False
+
+    @property
+    def title(self) -> str:
+        member = self.trained
+        arm = f"{member.arm} " if member.arm else ""
+        return f"examine {arm}{member.shape.name} seed {member.init_seeds[self.replica]} {self.examine.name}"
+
+    def points(self) -> int:
+        """Forward passes over the evaluation set, at most."""
+        return EXAMINATIONS[self.examine.name].forwards(self.trained.shape, self.examine.resolved)
+
+
+Measuring = SweepCell | ExamineCell  # what measures a trained member and leaves rows
+Cell = TrainCell | Measuring
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,6 +223,7 @@ def cells(
     packs: seeds of every pack, from `pack_seeds`, each filled to `width`.
     """
     out: list[Cell] = []
+    examinations = [(examine, _first_sequences(splits, examine)) for examine in study.examinations]
     primary: dict[tuple, TrainCell] = {}
     for cohort in cohorts:
         for shape in cohort.shapes:
@@ -207,7 +235,14 @@ def cells(
                         primary[shape, cohort.steps, tuple(pack)] = cell
                     out.append(cell)
                     out += _sweeps(study, cell, splits, pilot, decided)
+                    out += _examinations(study, cell, examinations, decided)
     return out
+
+
+def _first_sequences(splits: Splits, examine: Examine) -> Splits:
+    if examine.sequences is None:
+        return splits
+    return dataclasses.replace(splits, evaluation=splits.evaluation.of_each_task(0, examine.sequences))
 
 
 def pack_seeds(seeds: Sequence[int], width: int, known: Sequence[Sequence[int]] = ()) -> list[list[int]]:
@@ -263,12 +298,56 @@ def mask_step(mask: FixedMask, steps: int) -> int:
     return round(mask.at * steps)
 
 
+def _counted(study: Study, decided: Decided) -> tuple[Evaluation, bool]:
+    """The evaluation with the number of sequences that is used, and whether that is still open."""
+    count = decided.sequences or study.evaluation.sequences
+    open_count = bool(study.evaluation.precision) and decided.sequences is None
+    return dataclasses.replace(study.evaluation, sequences=count, precision=None), open_count
+
+
+def _examinations(
+    study: Study, trained: TrainCell, examinations: Sequence[tuple[Examine, Splits]], decided: Decided
+) -> Iterator[ExamineCell]:
+    """One cell for each member, but for those trained under a mask and for shapes that have nothing to examine."""
+    evaluation, open_count = _counted(study, decided)
+    # What it measures does not depend on the metrics of the curves: another list of them is no other cell.
+    evaluation = dataclasses.replace(evaluation, metrics=("loss",))
+    for replica in range(trained.real if trained.mask is None else 0):
+        for examine, splits in examinations:
+            count = min(examine.sequences or evaluation.sequences, evaluation.sequences)
+            asked = dataclasses.replace(evaluation, sequences=count)
+            cell = _examine_cell(trained, replica, examine, splits, asked, tentative=open_count)
+            if cell.points():
+                yield cell
+
+
+def _examine_cell(
+    trained: TrainCell, replica: int, examine: Examine, splits: Splits, evaluation: Evaluation, *, tentative: bool
+) -> ExamineCell:  # fmt: skip
+    examination = EXAMINATIONS[examine.name]
+    learns = examination.needs_calibration
+    hashed = {
+        "member": trained.member_id(replica),
+        "trained": trained.id,
+        "step": trained.steps,
+        "examination": examine.name,
+        "settings": examine.resolved,
+        "evaluation": evaluation,
+        "sequences": splits.evaluation.digest,
+        "calibration": splits.calibration_digest(CALIBRATION) if learns else None,
+        "versions": [VERSIONS["metric"], examination.version],
+        "metrics": {metric.name: metric.version for metric in examination.metrics},
+    }
+    return ExamineCell(
+        id=digest_of(hashed), trained=trained, replica=replica, step=trained.steps, examine=examine,
+        splits=splits, evaluation=evaluation, tentative=tentative,
+    )  # fmt: skip
+
+
 def _sweeps(
     study: Study, trained: TrainCell, splits: Splits, pilot: Splits | None, decided: Decided
 ) -> Iterator[SweepCell]:
-    count = decided.sequences or study.evaluation.sequences
-    evaluation = dataclasses.replace(study.evaluation, sequences=count, precision=None)
-    open_count = bool(study.evaluation.precision) and decided.sequences is None
+    evaluation, open_count = _counted(study, decided)
     for replica in range(trained.real):
         if trained.mask is not None:
             mask = trained.mask
@@ -312,6 +391,7 @@ def _sweep_cell(
     trained: TrainCell, replica: int, step: int, degrade: Degrade, draws: range, splits: Splits,
     evaluation: Evaluation, *, pilot: bool = False, tentative: bool = False,
 ) -> SweepCell:  # fmt: skip
+    evaluation = evaluation.of(degrade)
     hashed = {
         "member": trained.member_id(replica),
         "trained": trained.id,

@@ -77,6 +77,42 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Learned:
+    """Show which tasks each shape has learnt, in how many tokens: the competence gate along training.
+
+    A study measures its members along training at its `sweep_steps`.
+
+    Examples:
+      wane learned runs/learnability
+      wane learned runs/learnability --csv accuracies.csv      the numbers behind the table
+      wane learned docs/learnability.csv                       the table from such a file
+    """
+
+    directory: Annotated[
+        Positional[Path], arg(metavar="DIR", help="a study directory, or a file that --csv wrote")
+    ]
+    score: Annotated[float, arg(help="normalised score that a seed must reach")] = 0.9
+    seeds: Annotated[float, arg(help="share of the seeds that must reach it")] = 0.8
+    csv: Annotated[Path | None, arg(metavar="FILE", help="also write the accuracies at every step there")] = (
+        None
+    )
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Laws:
+    """Fit the laws in print to the curves of a study: which family predicts severities that it has not seen, and
+    the slope of ln PPL0 / ln PPL against the fraction removed, in print -1 for sliced representation dimensions.
+
+    Example:
+      wane laws runs/quickstart
+    """
+
+    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory")]
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
     """Compute one cell of a study directory: what a launcher starts.  `wane run` has to have begun it."""
 
@@ -107,6 +143,82 @@ class Mask:
     calibration: Annotated[str, arg(help="where calibration sequences come from, as in a study")] = "same"
     draw: Annotated[int, arg(help="of a random method")] = 0
     out: Annotated[Path, arg(metavar="FILE")] = Path("mask.npz")
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Print what a trained member says, undegraded and at every severity, side by side.
+
+    Prompts are first halves of evaluation sequences; continuations are greedy.
+
+    Example:
+      wane samples runs/quickstart --member d48 --method wanda --severities 0.3 0.6 --task L2 --task S
+    """
+
+    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory")]
+    member: Annotated[str, arg(help="id of a member, or the beginning of one")]
+    method: Annotated[str, arg(help="a name from `wane list methods`")]
+    severities: Annotated[tuple[float, ...], arg(help="in the method's unit: fractions removed, or bits")]
+    task: Annotated[
+        tuple[str, ...],
+        arg(metavar="NAME", help="whose sequences; may be repeated; default all"),
+        UseAppendAction,
+    ] = ()
+    prompts: Annotated[int, arg(help="of each task")] = 1
+    settings: Annotated[
+        tuple[str, ...],
+        arg(name="set", metavar="SETTING=VALUE", help="a setting of the method; may be repeated"),
+        UseAppendAction,
+    ] = ()
+    calibration: Annotated[str, arg(help="where calibration sequences come from, as in a study")] = "same"
+    draw: Annotated[int, arg(help="of a random method")] = 0
+    debug: Debug = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Cut the models that structured pruning leaves to size and time them beside the trained ones.
+
+    Of each shape's first seed. Removed neurons, heads, layers and residual dimensions are really taken out of
+    the arrays; both models run in turns in one process. Numbers go to DIR/speed.json, anew with every call, and
+    `wane report` puts them into its table of costs. A model that does not get smaller (single weights, bits,
+    units of some layers only) is not timed, and the file says why. Energy is read where the machine counts it
+    and left out where it does not.
+
+    Examples:
+      wane speed runs/quickstart
+      wane speed runs/quickstart --method random_neurons --method slicegpt --severity 0.5
+      wane speed runs/quickstart --batches 1 64 --rounds 21       another load, narrower quartiles
+    """
+
+    directory: Annotated[
+        Positional[Path], arg(metavar="DIR", help="a study directory, such as runs/quickstart")
+    ]
+    methods: Annotated[
+        tuple[str, ...],
+        arg(
+            name="method",
+            metavar="NAME",
+            help="only this degradation of the study; may be repeated; default: all structured ones",
+        ),
+        UseAppendAction,
+    ] = ()
+    severities: Annotated[
+        tuple[float, ...],
+        arg(
+            name="severity",
+            metavar="SHARE",
+            help="instead of the study's severities (0.25 and 0.5 where it names none); may be repeated",
+        ),
+        UseAppendAction,
+    ] = ()
+    batches: Annotated[
+        tuple[int, ...],
+        arg(metavar="N", help="sequences scored together, and requests answered together"),
+    ] = (1, 8, 32)
+    rounds: Annotated[int, arg(help="turns that each of the two models takes")] = 7
+    seconds: Annotated[float, arg(help="length of a turn")] = 0.3
     debug: Debug = False
 
 
@@ -161,10 +273,11 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class List:
-    """Show what there is: studies, methods, metrics, tasks, data sources, columns of the table."""
+    """Show what there is: studies, methods, metrics, examinations, tasks, data sources, columns of the table."""
 
     what: Annotated[
-        Positional[Literal["studies", "methods", "metrics", "tasks", "data", "columns"]], arg(metavar="WHAT")
+        Positional[Literal["studies", "methods", "metrics", "examinations", "tasks", "data", "columns"]],
+        arg(metavar="WHAT"),
     ]
     show: Annotated[
         str | None, arg(metavar="NAME", help="tasks: print a sample; methods: its whole text")
@@ -181,8 +294,12 @@ Command = (
     | Annotated[TrainOnly, subcommand("train")]
     | Annotated[SweepOnly, subcommand("sweep")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Learned, subcommand("learned")]
+    | Annotated[Laws, subcommand("laws")]
     | Annotated[Cell, subcommand("cell")]
     | Annotated[Mask, subcommand("mask")]
+    | Annotated[Samples, subcommand("samples")]
+    | Annotated[Speed, subcommand("speed")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[List, subcommand("list")]
 )

@@ -5,7 +5,10 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from wane.eval.laws import laws_in
+from wane.eval.learning import learned_in
 from wane.eval.report import write_report
+from wane.eval.speed import Timing
 from wane.launch import cli, listing, studies
 from wane.launch.bench import run as bench
 from wane.launch.bench import setting as bench_setting
@@ -13,6 +16,8 @@ from wane.launch.environment import keep_freed_memory, resolve
 from wane.launch.masks import export_mask
 from wane.launch.plan import make_plan, show_plan
 from wane.launch.run import run_cell, run_study
+from wane.launch.samples import samples_in
+from wane.launch.speed import time_study
 from wane.train.data.cache import cache_dir
 
 OUT = Path("runs")
@@ -34,6 +39,11 @@ def execute(command: "cli.Command") -> None:
             show_plan(make_plan(study, resolve(len(study.seeds))), console)
         case cli.Report():
             console.print(f"report: {write_report(command.directory)}", highlight=False)
+        case cli.Learned():
+            text = learned_in(command.directory, command.score, command.seeds, command.csv)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+        case cli.Laws():
+            console.print(laws_in(command.directory), highlight=False, markup=False, soft_wrap=True)
         case cli.Cell():
             run_cell(command.study, command.id, console, accept_drift=command.accept_drift)
         case cli.Bench():
@@ -43,11 +53,23 @@ def execute(command: "cli.Command") -> None:
                 seconds=command.seconds,
             )  # fmt: skip
             bench.run(command.what, setting, command.study, command.overrides, command.out, command.json)
+        case cli.Speed():
+            timing = Timing(batches=command.batches, rounds=command.rounds, seconds=command.seconds)
+            time_study(command.directory, command.methods, command.severities, timing, console)
         case cli.Mask():
             degrade = studies.degrade_of(
                 command.method, command.settings, command.severity, command.calibration
             )
             export_mask(command.directory, command.member, degrade, command.draw, command.out, console)
+        case cli.Samples():
+            asked = [
+                studies.degrade_of(command.method, command.settings, severity, command.calibration)
+                for severity in command.severities
+            ]
+            text = samples_in(
+                command.directory, command.member, asked, command.draw, command.task, command.prompts
+            )
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
         case cli.List():
             if command.verbose:
                 listing.show_methods(command.what, command.show)

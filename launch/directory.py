@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wane.eval.record import atomic_file
 from wane.eval.study import Study
-from wane.launch.cells import Cell, Decided, SweepCell, TrainCell
+from wane.launch.cells import Cell, Decided, Measuring, TrainCell
 from wane.launch.environment import drift, resolve
 from wane.launch.plan import Plan, make_plan
 from wane.scaling.config import from_json, to_json
@@ -50,7 +50,7 @@ class StudyDirectory:
         }
         write_json(member / "config.json", config)
 
-    def rows(self, cell: SweepCell) -> Path:
+    def rows(self, cell: Measuring) -> Path:
         return self.path / "cells" / cell.id / "rows.parquet"
 
     def done(self, cell: Cell) -> bool:

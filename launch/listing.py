@@ -1,5 +1,6 @@
 """What `wane list` prints."""
 
+import dataclasses
 import inspect
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wane.eval.columns import COLUMNS
+from wane.eval.examine import EXAMINATIONS
 from wane.eval.metrics import INSTRUMENTS
 from wane.launch.studies import description, names
 from wane.scaling.config import close_matches
@@ -105,6 +107,15 @@ def _metrics():
     ]
 
 
+def _examinations():
+    columns = ("examination", "what it does", "settings", "metrics", "source")
+    return columns, [
+        (name, e.meaning, "\n".join(f"{f.name} = {f.default}" for f in dataclasses.fields(e.settings)),
+         "\n".join(f"{m.name} [{m.unit}]: {m.meaning}" for m in e.metrics), e.source)
+        for name, e in EXAMINATIONS.items()
+    ]  # fmt: skip
+
+
 def _tasks():
     columns = ("category", "task", "mixed", "what it asks", "scored", "knobs", "chance", "ceiling")
     return columns, [
@@ -138,6 +149,6 @@ def _columns():
 
 
 LISTS = {
-    "studies": _studies, "methods": _methods, "metrics": _metrics,
+    "studies": _studies, "methods": _methods, "metrics": _metrics, "examinations": _examinations,
     "tasks": _tasks, "data": _data, "columns": _columns,
 }  # fmt: skip

@@ -9,10 +9,22 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from wane.eval.metrics import reads_streams
+from wane.eval.metrics import extra_forwards, reads_streams
 from wane.eval.study import Study
 from wane.eval.subject import Splits
-from wane.launch.cells import Cell, Cohort, Decided, SweepCell, TrainCell, cells, cohorts, pack_seeds, splits
+from wane.launch.cells import (
+    Cell,
+    Cohort,
+    Decided,
+    ExamineCell,
+    Measuring,
+    SweepCell,
+    TrainCell,
+    cells,
+    cohorts,
+    pack_seeds,
+    splits,
+)
 from wane.launch.environment import available_memory
 from wane.scaling.family import describe
 from wane.scaling.shape import Shape
@@ -48,16 +60,19 @@ class Plan:
 
     def flops(self, cell: Cell) -> float:
         """Matrix-product FLOPs that a cell computes: of a mixture of experts all experts, whatever the tokens
-        visit."""
+        visit; what metrics cost is counted as forward passes."""
         if isinstance(cell, TrainCell):
             tokens = cell.steps * cell.train.batch_size * cell.data.context * len(cell.init_seeds)
             return tokens * cell.shape.flops_per_token(backward=True, all_experts=True)
         shape, study = cell.trained.shape, self.study
         tokens = len(cell.splits.evaluation.tokens_NT) * study.data.context
         unembed = 2 * shape.vocab * shape.d_model  # of the undegraded model, for the metrics that compare
-        share = 1.0
-        if cell.degrade.each != "whole":
-            share = (shape.n_layers + 1) / (2 * shape.n_layers)
+        # A pass that changes one layer begins there.
+        one_layer = (shape.n_layers + 1) / (2 * shape.n_layers)
+        if isinstance(cell, ExamineCell):
+            return cell.points() * tokens * one_layer * shape.flops_per_token(all_experts=True)
+        share = 1.0 if cell.degrade.each == "whole" else one_layer
+        share += extra_forwards(cell.evaluation.metrics)
         per_point = tokens * (share * shape.flops_per_token(all_experts=True) + unembed)
         if cell.method.sequential:
             calibration = len(self.splits.calibrations[cell.degrade.calibration]) * study.data.context
@@ -80,14 +95,14 @@ class Plan:
             return state + replicas * training_activations(cell.shape, cell.train.batch_size)
         return self._sweep_memory(cell)
 
-    def _sweep_memory(self, cell: SweepCell) -> int:
-        shape, evaluation = cell.trained.shape, self.study.evaluation
-        points = self.environment["points_per_call"]
+    def _sweep_memory(self, cell: Measuring) -> int:
+        shape, evaluation, examines = cell.trained.shape, cell.evaluation, isinstance(cell, ExamineCell)
+        points = 1 if examines else self.environment["points_per_call"]
         stream = len(cell.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
-        every_layer = cell.degrade.each != "whole" or reads_streams(evaluation.metrics)
+        every_layer = examines or cell.degrade.each != "whole" or reads_streams(evaluation.metrics)
         kept = 1 + shape.n_layers if every_layer else 1
         params = 4 * shape.param_counts()["total"] * (3 + points)
-        if cell.method.sequential:
+        if not examines and cell.method.sequential:
             calibration = self.splits.calibrations[cell.degrade.calibration]
             stream += points * 4 * (2 * calibration.size * shape.d_model + walk_statistics(shape))
         return params + kept * stream + points * forward_activations(shape, evaluation.batch)
@@ -185,7 +200,9 @@ def expected_seconds(plan: Plan, todo: Sequence[Cell], rate: float) -> float:
             programs.add((cell.shape, cell.steps))
         else:
             seconds += plan.flops(cell) / (rate * SWEEP_EFFICIENCY)
-            programs.add((cell.trained.shape, cell.degrade.name, cell.degrade.each))
+            examines = isinstance(cell, ExamineCell)
+            what = (cell.examine.name,) if examines else (cell.degrade.name, cell.degrade.each)
+            programs.add((cell.trained.shape, *what))
     return seconds + COMPILE_SECONDS * len(programs)
 
 
@@ -268,7 +285,7 @@ def cell_table(plan: Plan) -> Table:
     for cell in plan.cells:
         kinds.setdefault(kind_of(cell), []).append(cell)
     for kind, members in kinds.items():
-        points = sum(cell.points() for cell in members if isinstance(cell, SweepCell))
+        points = sum(cell.points() for cell in members if isinstance(cell, Measuring))
         table.add_row(
             kind, str(len(members)), str(points) if points else "", f"{sum(map(plan.flops, members)):.2g}",
             bytes_text(max(map(plan.memory, members))),
@@ -280,6 +297,8 @@ def kind_of(cell: Cell) -> str:
     """What a cell is counted as in the plan's table."""
     if isinstance(cell, TrainCell):
         return f"train {cell.arm}".strip()
+    if isinstance(cell, ExamineCell):
+        return f"examine {cell.examine.name}{', at most' if cell.tentative else ''}"
     where = "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
     return f"{cell.kind} {cell.degrade.name}{where}{', at most' if cell.tentative else ''}"
 

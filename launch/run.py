@@ -6,6 +6,7 @@ import logging
 import math
 import resource
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from wane.eval.cell import diverged_rows, masked_rows, sweep
+from wane.eval.examine import cell as examination
 from wane.eval.record import merge, write_rows
 from wane.eval.report import write_report
 from wane.eval.study import Evaluation, Study
 from wane.eval.subject import Member, Splits, Subject, draw_key
-from wane.launch.cells import Cell, SweepCell, TrainCell, mask_step
+from wane.launch.cells import Cell, ExamineCell, Measuring, SweepCell, TrainCell, mask_step
 from wane.launch.decide import decide
 from wane.launch.directory import StudyDirectory, write_json
 from wane.launch.plan import Plan, clock, expected_seconds, make_plan, matmul_rate
@@ -57,7 +59,7 @@ def run_study(
             plan = make_plan(study, plan.environment, plan.packs, decided, plan.cohorts)
         if "sweep" in stages:
             table = merge(
-                [directory.rows(c) for c in plan.cells if isinstance(c, SweepCell)], directory.curves
+                [directory.rows(c) for c in plan.cells if isinstance(c, Measuring)], directory.curves
             )
             console.print(f"{table.num_rows:,} rows in {directory.curves}", highlight=False)
         if "report" in stages:
@@ -66,7 +68,7 @@ def run_study(
 
 def _execute_all(plan: Plan, directory: StudyDirectory, stages: Sequence[str], console: Console) -> None:
     """Every cell of these stages that is not done, but for those that wait for a decision."""
-    kinds = {"train": TrainCell, "sweep": SweepCell}
+    kinds = {"train": TrainCell, "sweep": Measuring}
     wanted = tuple(kinds[stage] for stage in stages if stage in kinds)
     todo = [c for c in plan.cells if isinstance(c, wanted) and not directory.done(c) and not waiting(c)]
     _announce(plan, todo, directory, console)
@@ -77,7 +79,7 @@ def _execute_all(plan: Plan, directory: StudyDirectory, stages: Sequence[str], c
 
 def waiting(cell: Cell) -> bool:
     """Whether something that a cell depends on is not decided yet."""
-    return isinstance(cell, SweepCell) and cell.tentative
+    return isinstance(cell, Measuring) and cell.tentative
 
 
 def run_cell(out: Path, cell_id: str, console: Console, *, accept_drift: bool = False) -> None:
@@ -88,7 +90,7 @@ def run_cell(out: Path, cell_id: str, console: Console, *, accept_drift: bool = 
     found = [cell for cell in plan.cells if cell.id == cell_id]
     if not found:
         raise ValueError(f"cell {cell_id}: not a cell of {out}; study.json lists {len(plan.cells)} ids")
-    needed = found[0].trained if isinstance(found[0], SweepCell) else found[0].finished
+    needed = found[0].trained if isinstance(found[0], Measuring) else found[0].finished
     if waiting(found[0]):
         raise ValueError(
             f"cell {cell_id}: waits for cells that decide its severities or sequences; run those first"
@@ -107,8 +109,9 @@ def execute(cell: Cell, plan: Plan, directory: StudyDirectory, report: Report) -
         with report.cell(cell.title, steps, plan.flops(cell), "steps") as tick:
             execute_train(cell, plan, directory, tick)
     else:
-        with report.cell(cell.title, cell.points(), plan.flops(cell), "points") as tick:
-            execute_sweep(cell, plan, directory, tick)
+        unit = "points" if isinstance(cell, SweepCell) else "forward passes"
+        with report.cell(cell.title, cell.points(), plan.flops(cell), unit) as tick:
+            execute_measuring(cell, plan, directory, tick)
 
 
 def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: Tick) -> None:
@@ -201,25 +204,41 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
     return MaskPlan(at_step=mask_step(mask, cell.steps), mask=make)
 
 
-def execute_sweep(cell: SweepCell, plan: Plan, directory: StudyDirectory, tick: Tick) -> None:
-    """Sweep one degradation over one member; rows.parquet is its last file."""
-    trained = cell.trained
-    outcome = read_outcome(directory.member(trained, cell.replica))
-    timing = {}
+def execute_measuring(cell: Measuring, plan: Plan, directory: StudyDirectory, tick: Tick) -> None:
+    """Sweep one degradation over one member, or examine it; rows.parquet is its last file."""
+    outcome = read_outcome(directory.member(cell.trained, cell.replica))
     if outcome is not None and outcome.status == "diverged":
         reason = f"training diverged at step {outcome.step}: {outcome.reason}"
-        member = _member(trained, cell.replica, cell.step, plan, digest="", reason=reason)
-        rows = diverged_rows(member, cell.degrade, cell.draws, cell.evaluation, cell.splits, cell.id)
+        member = _member(cell.trained, cell.replica, cell.step, plan, digest="", reason=reason)
+        rows, timing = _lost(cell, member), {}
     else:
-        subject = _subject(trained, cell.replica, cell.step, cell.splits, cell.evaluation, plan, directory)
-        if trained.mask is not None:
-            rows = masked_rows(subject, cell.degrade, cell.id)
-        else:
-            points = plan.environment["points_per_call"]
-            rows, timing = sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
+        args = cell.trained, cell.replica, cell.step, cell.splits, cell.evaluation, plan, directory
+        measured = _examined if isinstance(cell, ExamineCell) else _swept
+        rows, timing = measured(cell, _subject(*args), plan, tick)
     path = directory.rows(cell)
     write_json(path.parent / "timing.json", timing | {"peak_memory_bytes": _peak_memory()})
     write_rows(path, rows)
+
+
+def _lost(cell: Measuring, member: Member) -> list[dict]:
+    """The rows of a member whose training diverged."""
+    common = cell.evaluation, cell.splits, cell.id
+    if isinstance(cell, ExamineCell):
+        return examination.diverged_rows(member, cell.examine, *common)
+    return diverged_rows(member, cell.degrade, cell.draws, *common)
+
+
+def _swept(cell: SweepCell, subject: Subject, plan: Plan, tick: Tick) -> tuple[list[dict], dict]:
+    if cell.trained.mask is not None:
+        return masked_rows(subject, cell.degrade, cell.id), {}
+    points = plan.environment["points_per_call"]
+    return sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
+
+
+def _examined(cell: ExamineCell, subject: Subject, plan: Plan, tick: Tick) -> tuple[list[dict], dict]:
+    started = time.perf_counter()
+    rows = examination.examine(subject, cell.examine, cell.id, tick)
+    return rows, {"examine_seconds": time.perf_counter() - started}
 
 
 @functools.lru_cache(maxsize=1)

@@ -235,4 +235,4 @@ def test_studies_refuse_what_contradicts_itself():
     with pytest.raises(ValueError, match="twice"):
         dataclasses.replace(study, degradations=(Degrade(method="rtn"), Degrade(method="rtn")))
     with pytest.raises(ValueError, match="must contain 'loss'"):
-        Evaluation(metrics=("kl",))
+        dataclasses.replace(study, evaluation=Evaluation(metrics=("kl",)))

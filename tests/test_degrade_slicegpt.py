@@ -13,8 +13,9 @@ from test_model_parity import toy_model
 
 from wane.scaling import model
 from wane.scaling.degrade.contract import Scope, Where
+from wane.scaling.degrade.sliced_stream import sliced_logits
 from wane.scaling.degrade.slicegpt import principal_components, slicegpt
-from wane.scaling.degrade.slicing import READS, kept_dimensions, slice_model, sliced_logits
+from wane.scaling.degrade.slicing import READS, kept_dimensions, slice_model
 from wane.scaling.edit import Edit
 from wane.scaling.shape import Shape
 

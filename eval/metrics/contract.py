@@ -71,8 +71,9 @@ class Metric:
 
     relative: compares with the undegraded model, so it means nothing for one that was trained under a mask.
     streams: reads the undegraded residual stream before every block, not only behind the last.  inner: reads what
-    happens inside the blocks, so all of them must run.  usual: measured where a study names no metrics.
-    bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such thing.
+    happens inside the blocks, so all of them must run.  free_running: lets the model go on by itself, token by
+    token, which a corruption of whole input sequences does not allow.  usual: measured where a study names no
+    metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such thing.
     Raise `version` when the numbers change.
     """
 
@@ -84,6 +85,7 @@ class Metric:
     relative: bool = False
     streams: bool = False
     inner: bool = False
+    free_running: bool = False
     usual: bool = False
     bounds: Callable[[Task], tuple[float | None, float | None]] | None = None
     version: int = 1

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.scaling.attention import attend
 from wane.scaling.degrade.contract import Cost
 from wane.scaling.degrade.cost import FULL_BITS
 from wane.scaling.edit import Edit, Params, fold, merge
-from wane.scaling.model import normalize, rotate
 from wane.scaling.shape import Shape
 
 READS = {"q": "attn", "k": "attn", "v": "attn", "gate": "mlp", "up": "mlp"}  # the norm that a matrix reads
@@ -143,46 +141,3 @@ def _basis(map_DD: np.ndarray) -> np.ndarray:
     """Orthonormal columns [D, k] that span what a projector keeps; the identity for the identity."""
     D, k = len(map_DD), round(np.trace(map_DD))
     return np.eye(D) if k == D else np.linalg.eigh(map_DD)[1][:, D - k :]
-
-
-def sliced_logits(sliced: Sliced, tokens_BS: Array, shape: Shape) -> Array:
-    """Logits [B, S, V] of a sliced model; `shape` is that of the model before slicing."""
-    x = sliced.embed[tokens_BS]
-    for block in sliced.blocks:
-        for sublayer, shortcut in ((_attention, "attn_shortcut"), (_mlp, "mlp_shortcut")):
-            y = sublayer(block, _normalized(x, shape), shape)
-            if shape.residual:
-                y = y + (x @ block[shortcut] if shortcut in block else x)
-            x = y
-    logits = _normalized(x, shape) @ sliced.unembed + sliced.unembed_bias
-    return logits * shape.logit_scale
-
-
-def _normalized(x: Array, shape: Shape) -> Array:
-    """Root mean square over the d_model original dimensions, of which the sliced ones are 0."""
-    if shape.norm == "none":
-        return x
-    return x * lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) / shape.d_model + shape.norm_eps)
-
-
-def _attention(block: dict, x: Array, shape: Shape) -> Array:
-    B, S = x.shape[:2]
-    q, k, v = (
-        (x @ block[name] + block["bias"][name]).reshape(B, S, -1, shape.head_dim) for name in ("q", "k", "v")
-    )
-    if shape.qk_norm:
-        q = normalize(q, block["q_norm_scale"], None, shape.norm_eps)
-        k = normalize(k, block["k_norm_scale"], None, shape.norm_eps)
-    positions_S = jnp.arange(S)
-    if shape.rope_theta is not None:
-        q, k = rotate(q, positions_S, shape.rope_theta), rotate(k, positions_S, shape.rope_theta)
-    return attend(q, k, v, positions_S).reshape(B, S, -1) @ block["o"]
-
-
-def _mlp(block: dict, x: Array, shape: Shape) -> Array:
-    h = x @ block["up"] + block["bias"]["up"]
-    if shape.activation == "swiglu":
-        h = jax.nn.silu(x @ block["gate"] + block["bias"]["gate"]) * h
-    else:
-        h = jax.nn.gelu(h, approximate=True)
-    return h @ block["down"]

@@ -1,0 +1,35 @@
+"""The best restricted transformation of what is left of a layer's output, from second moments alone."""
+
+import numpy as np
+
+PARTS = ("none", "scalar", "diagonal", "low_rank")
+CUTOFF = 1e-6  # of the largest eigenvalue: the moments are sums in f32, and below it is their rounding
+
+
+def transformations(
+    gram_UU: np.ndarray, w_UD: np.ndarray, keep_U: np.ndarray, rank: int
+) -> dict[str, np.ndarray]:
+    """Name (PARTS) -> map_DD that takes y_r = (h keep) w nearest to y = h w in least squares over tokens.
+
+    gram_UU: sum of h^T h, h_TU the hidden units; w_UD: what reads them; keep_U: 0 for those removed.
+    none: the identity.  scalar: a I, a = <y_r, y> / <y_r, y_r>.  diagonal: the same of every dimension.  low_rank:
+    I + M, M of rank at most `rank`, the best such map of y_r to what is missing, y - y_r: the least-squares map
+    restricted to the leading directions of its fitted values (reduced-rank regression, Izenman 1975).
+    """
+    rest_UD = w_UD * keep_U[:, None]
+    left_DD = rest_UD.T @ gram_UU @ rest_UD
+    full_DD = rest_UD.T @ gram_UU @ w_UD
+    one = np.eye(len(left_DD))
+    own_D, cross_D = np.diag(left_DD), np.diag(full_DD)
+    scalar = cross_D.sum() / own_D.sum() if own_D.sum() > 0 else 1.0
+    diagonal_D = np.divide(cross_D, own_D, out=np.ones_like(own_D), where=own_D > 0)
+    map_DD = _inverse(left_DD) @ (full_DD - left_DD)
+    _, directions_DD = np.linalg.eigh(map_DD.T @ left_DD @ map_DD)
+    leading_DR = directions_DD[:, ::-1][:, :rank]
+    maps = (one, scalar * one, np.diag(diagonal_D), one + map_DD @ leading_DR @ leading_DR.T)
+    return dict(zip(PARTS, maps, strict=True))
+
+
+def _inverse(moments_DD: np.ndarray) -> np.ndarray:
+    """Pseudo-inverse of second moments, of directions above CUTOFF."""
+    return np.linalg.pinv(moments_DD, rcond=CUTOFF, hermitian=True)

@@ -1,0 +1,177 @@
+"""Single weights and groups of weights set to zero: the distribution of what that costs, beside its first-order
+estimate."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from wane.eval.examine.contract import Examination, Examined, Finding, Tick
+from wane.eval.examine.losses import Losses
+from wane.eval.examine.tasks import OVERLAP, overlaps
+from wane.eval.examine.weights import Chosen, drawn, first_order, nothing, set_to_zero
+from wane.eval.metrics.contract import Metric, Place, Weights
+from wane.eval.metrics.structure import every_matrix, weight_entropy
+from wane.eval.program import Program
+from wane.eval.redundancy import rank_correlation
+from wane.scaling.edit import Edit
+from wane.scaling.shape import Shape
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """weights, groups: how many of each are drawn in every matrix of every layer; share: of the matrix's weights
+    in one group."""
+
+    weights: int = 8
+    groups: int = 4
+    share: float = 1 / 64
+
+    def __post_init__(self):
+        for field in ("weights", "groups"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"examinations.settings.{field} = {getattr(self, field)}: must be 0 or more")
+        if self.weights + self.groups == 0:
+            raise ValueError(
+                "examinations.settings.weights = 0: with groups = 0 there is nothing to set to zero"
+            )
+        if not 0 < self.share <= 1:
+            raise ValueError(
+                f"examinations.settings.share = {self.share}: must be a share of a matrix, above 0 and at most 1"
+            )
+
+
+def forwards(shape: Shape, settings: Settings) -> int:
+    return 1 + shape.n_layers * len(shape.matrices) * (settings.weights + settings.groups)
+
+
+def run(examined: Examined, settings: Settings, tick: Tick) -> Iterator[Finding]:
+    shape, rng = examined.shape, np.random.default_rng(examined.seed)
+    chosen = {
+        "weight": drawn(shape, settings.weights, 0, rng),
+        "group": drawn(shape, settings.groups, settings.share, rng),
+    }
+    width = max(len(one.index_K) for found in chosen.values() for one in found)
+    losses = Losses(examined, set_to_zero, nothing(width), tick)
+    gradient = first_order(shape, examined.precision)(examined.params, examined.evaluation.tokens_NT)
+    gradient = {name: np.asarray(g).ravel() for name, g in gradient.items()}
+    for part, found in chosen.items():
+        if not found:
+            continue
+        rise_UJ = np.stack([losses.rise(one.removal(width), one.layer) for one in found])
+        first_U = np.array([gradient[one.matrix][one.index_K].sum(dtype=np.float64) for one in found])
+        for j, task in enumerate(losses.tasks):
+            yield from _distribution("zero_sensitivity", rise_UJ[:, j], part, task)
+            yield from _signs(rise_UJ[:, j], part, task)
+        yield from _distribution("zero_sensitivity_first_order", first_U, part, "all")
+        yield from _correlation("first_order_agreement", rise_UJ[:, 0], first_U, part)
+        yield from overlaps(rise_UJ, losses.tasks, part)
+        if part == "weight":
+            yield from _of_matrices(examined, found, rise_UJ[:, 0])
+
+
+def _distribution(metric: str, rise_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
+    """The mean, and quantiles on an axis of their own."""
+    n = len(rise_U)
+    yield Finding(metric, rise_U.mean(), n, Place(part=part), task)
+    for q in QUANTILES:
+        value = np.quantile(rise_U, q) if np.isfinite(rise_U).all() else np.nan
+        yield Finding(metric, value, n, Place(axis="quantile", at=q, part=part), task)
+
+
+def _signs(rise_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
+    finite_U = np.isfinite(rise_U)
+    for metric, sign_U in (("harmed_share", rise_U > 0), ("helped_share", rise_U < 0)):
+        share = np.where(finite_U, sign_U, np.nan).mean()
+        yield Finding(metric, share, len(rise_U), Place(part=part), task)
+
+
+def _correlation(metric: str, a: np.ndarray, b: np.ndarray, part: str) -> Iterator[Finding]:
+    """Spearman's; nothing where it is not defined: one of them constant, or fewer than two values."""
+    value = rank_correlation(a, b) if np.isfinite([a, b]).all() else np.inf
+    if not np.isnan(value):
+        yield Finding(metric, value, len(a), Place(part=part))
+
+
+def _of_matrices(examined: Examined, found: list[Chosen], rise_U: np.ndarray) -> Iterator[Finding]:
+    """Mean size of the effect of a weight of each matrix of each layer, and whether it goes with entropy."""
+    shape = examined.shape
+    places = every_matrix(shape)
+    of_place = [
+        [i for i, one in enumerate(found) if (one.matrix, one.layer) == (p.part, p.at)] for p in places
+    ]
+    size_P = np.array([np.abs(rise_U[index]).mean() for index in of_place])
+    for place, size, index in zip(places, size_P, of_place, strict=True):
+        yield Finding("matrix_sensitivity", size, len(index), place)
+    entropy_P = np.asarray(_entropies(shape, examined.precision)(examined.params), np.float64)
+    yield from _correlation("sensitivity_entropy_correlation", size_P, entropy_P, "weight")
+
+
+@functools.lru_cache(maxsize=32)
+def _entropies(shape: Shape, precision: str) -> Program:
+    """params -> weight entropy of the trained matrices, in the order of `every_matrix`."""
+
+    def entropies(params) -> Array:
+        return jnp.ravel(weight_entropy(None, Weights(shape, params, params, Edit())))
+
+    return Program(entropies, precision)
+
+
+EXAMINATION = Examination(
+    name="zero_sensitivity",
+    meaning="sampled weights and groups of weights set to zero: what it costs, exactly and to first order",
+    source="first order: Molchanov et al. 2017, arXiv 1611.06440, signed",
+    settings=Settings,
+    metrics=(
+        Metric(
+            name="zero_sensitivity",
+            unit="nats/token",
+            meaning="rise of the loss when a weight, or a group, drawn is set to zero: mean and quantiles",
+            better="neither",
+        ),
+        Metric(
+            name="harmed_share",
+            unit="fraction",
+            meaning="share of the weights, or groups, drawn whose zeroing raises the loss",
+            better="neither",
+        ),
+        Metric(
+            name="helped_share",
+            unit="fraction",
+            meaning="share of the weights, or groups, drawn whose zeroing lowers the loss",
+            better="neither",
+        ),
+        Metric(
+            name="zero_sensitivity_first_order",
+            unit="nats/token",
+            meaning="-w g summed over the weights set to zero, g the gradient of the loss on the same sequences",
+            better="neither",
+        ),
+        Metric(
+            name="first_order_agreement",
+            unit="",
+            meaning="rank correlation of the exact and the first-order rise over the weights, or groups, drawn",
+            better="neither",
+        ),
+        OVERLAP,
+        Metric(
+            name="matrix_sensitivity",
+            unit="nats/token",
+            meaning="mean absolute change of the loss when one weight of a matrix is set to zero",
+            better="neither",
+        ),
+        Metric(
+            name="sensitivity_entropy_correlation",
+            unit="",
+            meaning="rank correlation, over all matrices, of matrix_sensitivity with weight_entropy",
+            better="neither",
+        ),
+    ),
+    forwards=forwards,
+    run=run,
+)

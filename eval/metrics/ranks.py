@@ -1,0 +1,84 @@
+"""How far down an answer and its options stand among all tokens, and how often the most likely token stays the same
+behind the true tokens: what `agreement_by_step` would be if no error were read again."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from wane.eval.metrics.answers import has_values
+from wane.eval.metrics.continuation import OCTAVES, by_octave, halves
+from wane.eval.metrics.contract import Place, SequenceMetric, TokenMetric, per_sequence
+from wane.eval.metrics.largest import choice
+from wane.eval.metrics.view import View
+from wane.scaling.shape import Shape
+
+
+def rank(logits_BSV: Array, token_BS: Array) -> Array:
+    """1 for the most likely token, V for the least, f32 [B, S]; of equal logits the first stands before.  Nothing
+    stands behind a logit that is not a number."""
+    token_BS1 = token_BS[..., None]
+    mine_BS1 = jnp.take_along_axis(logits_BSV, token_BS1, axis=-1)
+    later = jnp.arange(logits_BSV.shape[-1]) > token_BS1
+    behind_BS = ((logits_BSV < mine_BS1) | ((logits_BSV == mine_BS1) & later)).sum(axis=-1)
+    return (logits_BSV.shape[-1] - behind_BS).astype(jnp.float32)
+
+
+def rank_of_answer(view: View) -> tuple[Array, Array]:
+    return rank(view.logits_BSV, view.targets_BS), view.scored_BS
+
+
+def rank_of_options(view: View) -> tuple[Array, Array]:
+    """Mean over the options that there are."""
+    options_OBS = jnp.moveaxis(view.batch.options_BSO, -1, 0)
+    real_OBS = options_OBS >= 0
+    rank_OBS = lax.map(lambda token_BS: rank(view.logits_BSV, jnp.maximum(token_BS, 0)), options_OBS)
+    mean_BS = jnp.where(real_OBS, rank_OBS, 0).sum(axis=0) / jnp.maximum(real_OBS.sum(axis=0), 1)
+    return mean_BS, has_values(view)
+
+
+def argmax_kept(view: View) -> tuple[Array, Array]:
+    P, C = halves(view.targets_BS.shape[1])
+    kept_BS = choice(view.logits_BSV) == choice(view.full_BSV)
+    return by_octave(
+        kept_BS[:, None, P - 1 : P - 1 + C]
+    )  # the last token of the prompt predicts the first step
+
+
+def steps(shape: Shape) -> tuple[Place, ...]:
+    return tuple(Place("step", float(step)) for step in OCTAVES)
+
+
+METRICS = (
+    SequenceMetric(
+        name="rank_of_answer",
+        unit="rank",
+        meaning="place of a scored token among all tokens, the most likely being 1",
+        better="lower",
+        measure=per_sequence(rank_of_answer),
+    ),
+    TokenMetric(
+        name="rank_of_answer_by_level",
+        unit="rank",
+        meaning="rank_of_answer at each difficulty of a graded task",
+        better="lower",
+        measure=rank_of_answer,
+        by="level",
+    ),
+    SequenceMetric(
+        name="rank_of_options",
+        unit="rank",
+        meaning="mean place of the 4 options of an answer, its own among them, among all tokens; 2.5 where nothing"
+        " but options is likely",
+        better="neither",
+        measure=per_sequence(rank_of_options),
+    ),
+    SequenceMetric(
+        name="argmax_kept",
+        unit="fraction",
+        meaning="share of tokens whose most likely prediction is that of the undegraded model, both behind the true"
+        " tokens, by decoding step of the second half, in octaves",
+        better="higher",
+        measure=argmax_kept,
+        places=steps,
+        relative=True,
+    ),
+)

@@ -1,0 +1,50 @@
+"""`wane samples`: what a trained member says, undegraded and at every severity, in words."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from wane.eval.samples import continuations, samples_text
+from wane.eval.study import Degrade
+from wane.launch.members import trained_member
+from wane.train.data import Stream, vocabulary
+from wane.train.data.source import TextSource
+
+
+def samples_in(
+    directory: Path,
+    member: str,
+    degradations: Sequence[Degrade],
+    draw: int,
+    tasks: Sequence[str],
+    prompts: int,
+) -> str:
+    """A Markdown table of greedy continuations behind the first halves of evaluation sequences.
+
+    degradations: one severity each.  tasks: whose sequences, () for all; prompts: of each.  Raises ValueError in
+    one line for a member or a task that is not there, and where no severity is given.
+    """
+    found = trained_member(directory, member)
+    evaluation = found.plan.splits.evaluation
+    known = [task.name for task in evaluation.tasks]
+    if prompts < 1 or not degradations:
+        raise ValueError("--prompts, --severities: must be at least one")
+    if unknown := [name for name in tasks if name not in known]:
+        raise ValueError(f"--task = {unknown[0]}: not of this study; choose from {', '.join(known)}")
+    edits = {degrade.severities[0]: found.edit(degrade, draw) for degrade in degradations}
+    parts = []
+    for task, name in enumerate(known):
+        if name in (tasks or known):
+            tokens_BT = evaluation.tokens_NT[evaluation.task_N == task][:prompts]
+            said = continuations(found.shape, found.params, edits, tokens_BT[:, : tokens_BT.shape[1] // 2])
+            parts.append(f"{name}\n\n{samples_text(said, partial(words, found.stream, task))}")
+    return "\n".join(parts)
+
+
+def words(stream: Stream, task: int, tokens: Sequence[int]) -> str:
+    """Tokens of the stream's source of this number as text, or as words of the graded language."""
+    source = stream.sources[task]
+    if not isinstance(source, TextSource):
+        return " ".join(vocabulary.word(token, source.task.names) for token in tokens)
+    text = [token - source.offset for token in tokens if token >= source.offset]
+    return source.tokenizer.decode(text)

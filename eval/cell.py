@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wane.eval.degrade import Degrade, Level
 from wane.eval.metrics import METRICS
 from wane.eval.metrics.contract import Place
 from wane.eval.recovery import recovery
 from wane.eval.rows import degrade_columns, member_columns, values, when
-from wane.eval.study import Degrade, Evaluation, Level
+from wane.eval.study import Evaluation
 from wane.eval.subject import Member, Splits, Subject
 from wane.eval.sweep import Engine, Point
 from wane.scaling.degrade.contract import Where, severity_of

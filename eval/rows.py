@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from wane.eval.degrade import Degrade
 from wane.eval.measure import Measured
 from wane.eval.metrics import METRICS
 from wane.eval.metrics.contract import Metric, Place, SequenceMetric, TokenMetric
 from wane.eval.metrics.groups import GROUPS, Grouping
-from wane.eval.study import Degrade, Evaluation
+from wane.eval.study import Evaluation
 from wane.eval.subject import Member, Splits, Subject
 from wane.scaling.config import canonical
 from wane.scaling.degrade import build

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wane.eval.degrade import Degrade
 from wane.eval.measure import Batches
-from wane.eval.study import Degrade, Evaluation
+from wane.eval.study import Evaluation
 from wane.eval.sweep import Engine, Start, engine, streams, undegraded
 from wane.scaling.edit import Params
 from wane.scaling.identity import array_digest

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from wane.eval.degrade import Degrade
 from wane.eval.examine import EXAMINATIONS
 from wane.eval.examine.cell import CALIBRATION
 from wane.eval.metrics import METRICS
 from wane.eval.refine import refined
-from wane.eval.study import Degrade, Evaluation, Examine, FixedMask, Study
+from wane.eval.study import Evaluation, Examine, FixedMask, Study
 from wane.eval.subject import Splits
 from wane.scaling.config import to_json
 from wane.scaling.degrade import build

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from wane.eval.degrade import Degrade
 from wane.eval.precision import half_width, largest_variance, sequences_for
 from wane.eval.record import read_rows
 from wane.eval.refine import refined
-from wane.eval.study import Degrade
 from wane.launch.cells import Decided, SweepCell, grid_name
 from wane.launch.directory import StudyDirectory
 from wane.launch.plan import Plan

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wane.eval.study import Degrade
+from wane.eval.degrade import Degrade
 from wane.eval.text_model import TextModel
 from wane.launch.members import trained_member
 from wane.scaling.edit import Edit

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from wane.eval.study import Degrade
+from wane.eval.degrade import Degrade
 from wane.launch.members import trained_member
 from wane.scaling.degrade.contract import severity_of
 from wane.scaling.degrade.given_mask import write_mask

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wane.eval.study import Degrade
+from wane.eval.degrade import Degrade
 from wane.eval.subject import draw_key
 from wane.launch.cells import TrainCell
 from wane.launch.directory import StudyDirectory

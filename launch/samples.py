@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from wane.eval.degrade import Degrade
 from wane.eval.samples import continuations, samples_text
-from wane.eval.study import Degrade
 from wane.launch.members import trained_member
 from wane.train.data import Stream, vocabulary
 from wane.train.data.source import TextSource

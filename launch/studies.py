@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import wane.configs
-from wane.eval.study import Degrade, Study
+from wane.eval.degrade import Degrade
+from wane.eval.study import Study
 from wane.scaling.config import close_matches, override, parse
 
 

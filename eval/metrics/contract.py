@@ -73,8 +73,8 @@ class Metric:
     streams: reads the undegraded residual stream before every block, not only behind the last.  inner: reads what
     happens inside the blocks, so all of them must run.  free_running: lets the model go on by itself, token by
     token, which a corruption of whole input sequences does not allow.  usual: measured where a study names no
-    metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such thing.
-    Raise `version` when the numbers change.
+    metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such
+    thing.  Raise `version` when the numbers change.
     """
 
     name: str

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from wane.eval import load_curves
+from wane.eval.degrade import Degrade
 from wane.eval.refine import crossing
-from wane.eval.study import Degrade, Evaluation, Study
+from wane.eval.study import Evaluation, Study
 from wane.launch.run import run_study
 from wane.scaling.family import exact_ladder
 from wane.train.config import Train

@@ -1,5 +1,6 @@
 """What is learnt, and in how many tokens: the competence gate along training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -67,13 +68,19 @@ def learned(rows: pd.DataFrame, *, score: float, share: float) -> pd.DataFrame:
 def learned_text(found: pd.DataFrame) -> str:
     """The table in Markdown: tasks down, groups across; tokens until the gate is passed, and the normalised
     score at the end, in brackets."""
-    groups = list(dict.fromkeys(found["group"]))
-    lines = [["task", "chance", "ceiling", *groups], ["---", *["---:"] * (len(groups) + 2)]]
+    headers, *lines = learned_cells(found, list(dict.fromkeys(found["group"])))
+    rule = ["---", *["---:"] * (len(headers) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headers, rule, *lines))
+
+
+def learned_cells(found: pd.DataFrame, groups: Sequence[str]) -> list[list[str]]:
+    """The header, then a row per task: chance, ceiling and a cell for each of the groups."""
+    lines = [["task", "chance", "ceiling", *groups]]
     for task, part in found.groupby("task", sort=False):
         cells = part.set_index("group")
         line = [str(task), f"{part['chance'].mean():.3g}", f"{part['ceiling'].mean():.3g}"]
         lines.append(line + [_cell(cells.loc[group]) if group in cells.index else "" for group in groups])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
 
 
 def _cell(cell: pd.Series) -> str:

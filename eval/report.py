@@ -39,7 +39,7 @@ def write_report(study: str | os.PathLike) -> pathlib.Path:
     config = _study(read_json(study / "study.json"))
     shape_of = {groups[member]: shape for member, shape in built.items() if shape is not None}
     speed = read_json(study / "speed.json")
-    body = sections.body(config, frame, shapes, content, stems=stems, shape_of=shape_of, speed=speed)
+    body = sections.body(config, frame, shapes, points, content, stems=stems, shape_of=shape_of, speed=speed)
     with atomic_file(report / "index.html") as file:
         file.write(page.document(headline.name(config, frame), body, content).encode())
     return report / "index.html"

@@ -7,6 +7,8 @@ import pandas as pd
 
 from wane.eval import cost_table, summary, tables
 from wane.eval.headline import headline
+from wane.eval.learning import accuracies, learned, learned_cells
+from wane.eval.removable import removable_section
 from wane.eval.summary import AXES, FEW_SEEDS
 from wane.scaling.shape import Shape
 
@@ -17,19 +19,23 @@ def body(
     config: Mapping,
     frame: pd.DataFrame,
     shapes: pd.DataFrame,
+    points: pd.DataFrame,
     content: Mapping,
     *,
     stems: Mapping[str, str],
     shape_of: Mapping[str, Shape],
     speed: Mapping,
 ) -> str:
-    """All sections; one without rows says so with a dash or is left out.  speed: what `wane speed` wrote."""
+    """All sections; one without rows says so with a dash or is left out.  frame: of `summary.prepare`, points: of
+    `summary.plain_curves`; speed: what `wane speed` wrote."""
     parts = [
         ("curves", "Degradation curves", _curves(content, stems)),
         ("masked", "Pruned before, during and after training", _masked(content)),
         ("sensitivity", "Sensitivity", _sensitivity(content)),
         ("family", "Family", _family(config, frame, shapes, shape_of)),
         ("tasks", "Tasks", _tasks(config, frame, shapes)),
+        ("learned", "Learnt along training", _learned(config, frame, shapes)),
+        ("removable", "Removable at almost no cost", removable_section(points, list(shapes["group"]))),
         ("cost", "Cost", _cost(config, frame, shapes, speed)),
         ("training", "Training", _training(content)),
         ("diverged", "Diverged members", _diverged(frame)),
@@ -146,6 +152,20 @@ def _tasks(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame) -> str:
         f"{share:.0%} of the seeds pass.</p>"
     )
     return note + tables.competence(gate, list(shapes["group"]))
+
+
+def _learned(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame) -> str:
+    """Nothing where members were measured at their last step alone."""
+    rows = accuracies(frame)
+    if rows["train_tokens"].nunique() < 2:
+        return ""
+    score, share, _ = _gate(config, frame)
+    note = (
+        '<p class="note">Training tokens from which on a task passes the gate at every step that was measured; in '
+        "brackets the normalised score at the last.</p>"
+    )
+    headers, *cells = learned_cells(learned(rows, score=score, share=share), list(shapes["group"]))
+    return note + tables.table(headers, cells)
 
 
 def _cost(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame, speed: Mapping) -> str:

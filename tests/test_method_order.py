@@ -60,6 +60,6 @@ def record(found, d_model) -> str:
         "Three members of 5.2 million block parameters (d_model 256, 8 layers), bytes of the standard library's\n"
         "source, 4 million tokens, 128 calibration and 1024 evaluation sequences of 64 tokens; written by\n"
         f"`pytest -m slow tests/test_method_order.py`.\n\n{table(found, d_model)}\n\n"
-        "The order in print, with AWQ in groups of a quarter of the inputs. In groups of 16 AWQ gains nothing over\n"
-        "rounding; that pair is reported and nothing is asked of it.\n"
+        "The order in print, with AWQ in groups of a quarter of the inputs. In groups of 16 AWQ gains nothing\n"
+        "over rounding; that pair is reported and nothing is asked of it.\n"
     )

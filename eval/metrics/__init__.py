@@ -39,13 +39,11 @@ INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "overlap": overlap.METRICS,
     "attention": attention.METRICS,
     "deployment": deployment.METRICS,
-    "generation": generation.METRICS,
+    "generation": (*generation.METRICS, *compliance.METRICS, *topic.METRICS),
     "retrieval": retrieval.METRICS,
-    "compliance": compliance.METRICS,
     "agreement": agreement.METRICS,
     "truth": truth.METRICS,
     "copying": copying.METRICS,
-    "topic": topic.METRICS,
     "continuation": continuation.METRICS,
     "crossing": crossing.METRICS,
     "ranks": ranks.METRICS,
@@ -56,6 +54,7 @@ METRICS: dict[str, Metric] = {m.name: m for metrics in INSTRUMENTS.values() for 
 COSTS = {
     "answers": 0.1, "resolution": 0.25, "probes": 0.02, "structure": 0.08, "signal": 0.12, "representation": 0.35,
     "overlap": 0.2, "attention": 0.08, "generation": 30.0,
+    "retrieval": 0.02, "agreement": 0.3, "truth": 0.05, "copying": 1.0,
 }  # fmt: skip
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
 

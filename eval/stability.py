@@ -1,0 +1,103 @@
+"""Stability of answers and of chains of steps, told by what was said: functions for tables and reports."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+
+NO_ANSWER = -1
+
+
+def agreement(answers_RM: np.ndarray) -> float:
+    """Mean over items of the share of pairs of readings that agree.
+
+    answers_RM: what each of R readings (renderings of the question, draws of a degradation, temperatures)
+    said to each of M items, int; NO_ANSWER where an item was not asked.  Items of fewer than two readings do
+    not count.  Raises ValueError where no item has two.
+    """
+    return float(_alike(_counts(answers_RM)).mean())
+
+
+def kappa(answers_RM: np.ndarray) -> float:
+    """Agreement above that by chance, 1 where all agree and 0 at chance (Fleiss 1971, Psychol. Bull. 76, 378;
+    where items have different numbers of readings each counts as one item).
+
+    Chance: two answers drawn from all that were given.  nan where all of them are the same.
+    """
+    counts_MV = _counts(answers_RM)
+    share_V = counts_MV.sum(axis=0) / counts_MV.sum()
+    return beyond_chance(float(_alike(counts_MV).mean()), float(share_V @ share_V))
+
+
+def beyond_chance(observed: float, by_chance: float) -> float:
+    """(observed - by chance) / (1 - by chance); nan where chance agrees always."""
+    return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else float("nan")
+
+
+def _counts(answers_RM: np.ndarray) -> np.ndarray:
+    """How often each value was the answer to each item that has two readings or more [M', V]."""
+    answers_RM = np.asarray(answers_RM)
+    if answers_RM.ndim != 2 or answers_RM.dtype.kind not in "iu":
+        raise ValueError(
+            f"answers of shape {answers_RM.shape} and type {answers_RM.dtype}: must be integers"
+            " [readings, items]"
+        )
+    values = np.unique(answers_RM[answers_RM != NO_ANSWER])
+    counts_MV = (answers_RM[:, :, None] == values).sum(axis=0)
+    counts_MV = counts_MV[counts_MV.sum(axis=1) > 1]
+    if not len(counts_MV):
+        raise ValueError(f"answers of shape {answers_RM.shape}: no item has two; give more than one reading")
+    return counts_MV
+
+
+def _alike(counts_MV: np.ndarray) -> np.ndarray:
+    """The share of an item's pairs of answers that are equal [M]."""
+    n_M = counts_MV.sum(axis=1)
+    return (counts_MV * (counts_MV - 1)).sum(axis=1) / (n_M * (n_M - 1))
+
+
+def chains(task: str, by_level: Mapping[float, float]) -> dict[str, dict[int, float]]:
+    """Rows of accuracy_by_level of M2 or M3 as chains: name -> {steps so far: accuracy}.
+
+    Direct answers come after so many steps at once; written ones after the true steps before, so that each
+    tells of its own step.  Raises ValueError for another task: its levels count no steps.
+    """
+    if task not in ("M2", "M3"):
+        raise ValueError(f"task = {task!r}: levels count steps in M2 and M3 only")
+    told: dict[str, dict[int, float]] = {}
+    for level in sorted(by_level):
+        name, step = _chain_of(task, int(level))
+        told.setdefault(name, {})[step] = by_level[level]
+    return told
+
+
+def _chain_of(task: str, level: int) -> tuple[str, int]:
+    """Inverse of the levels of `wane.train.data.graded_steps` and `graded_state`."""
+    if task == "M2":
+        written, step = divmod(level, 10)
+        return ("written" if written else "direct"), step
+    degree, rest = divmod(level, 100)
+    written, step = divmod(rest, 50)
+    return f"S{degree} {'written' if written else 'direct'}", step
+
+
+def hazard(accuracy: Mapping[int, float], chance: float = 0.0) -> dict[int, float]:
+    """Of a chain of steps the probability that a step goes wrong where all before it were right.
+
+    accuracy: after so many steps, as `chains` tells a direct one.  Survival is the accuracy above chance,
+    (accuracy - chance) / (1 - chance), and 1 before the first step; between n and m steps each one costs
+    1 - (survival_m / survival_n)^(1 / (m - n)).  A constant hazard is a chain whose steps are alike and fail
+    independently; one below 0 is a chain that does better with more steps.  nan where nothing survives
+    before.  Raises ValueError for steps below 1 or a chance that is not below 1.
+    """
+    steps = sorted(accuracy)
+    if not steps or steps[0] < 1:
+        raise ValueError(f"accuracy after steps {steps}: must be of one step or more")
+    if not 0 <= chance < 1:
+        raise ValueError(f"chance = {chance}: must be at least 0 and below 1")
+    alive = {0: 1.0} | {step: max(0.0, (accuracy[step] - chance) / (1 - chance)) for step in steps}
+    return {m: _per_step(alive[n], alive[m], m - n) for n, m in pairwise(sorted(alive))}
+
+
+def _per_step(before: float, after: float, steps: int) -> float:
+    return 1 - (after / before) ** (1 / steps) if before > 0 else float("nan")

@@ -21,6 +21,7 @@ from wane.train.data.options import values_of
 from wane.train.data.vocabulary import KEY, KEYS, VALUE, VALUES
 
 TEMPERATURES = (0.3, 0.5, 1.0, 1.5)
+ROOT = 3.0  # a whole multiple of each
 PARTS = ("other wording", "another entity")
 
 
@@ -32,8 +33,10 @@ def of_samples(view: View) -> tuple[Array, Array]:
     logits_BSV = jnp.where(counted_BS[..., None], among_values(view), 0.0)
     below_BSV = logits_BSV - logits_BSV.max(axis=-1, keepdims=True)
 
+    root_BSV = jnp.exp(below_BSV / ROOT)  # one exponential for all temperatures: the others are its powers
+
     def at(temperature: float) -> tuple[Array, Array]:
-        size_BSV = jnp.exp(below_BSV / temperature)
+        size_BSV = root_BSV ** round(ROOT / temperature)
         same_BS = jnp.square(size_BSV).sum(axis=-1) / jnp.square(size_BSV.sum(axis=-1))
         return per_sequence(lambda view: (same_BS, counted_BS))(view)
 

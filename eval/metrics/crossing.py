@@ -16,6 +16,7 @@ from jax import Array, lax
 from wane.eval.metrics.continuation import MODELS, begun, model_of, said
 from wane.eval.metrics.contract import Place, SequenceMetric
 from wane.eval.metrics.deviation import kl
+from wane.eval.metrics.deviation_layers import EVERY
 from wane.eval.metrics.once import once
 from wane.eval.metrics.saying import repeated
 from wane.eval.metrics.structure import share_of
@@ -101,7 +102,8 @@ def stream_edits(edit: Edit) -> Edit:
 
 @once
 def path_changes(view: View) -> Array:
-    """Length of the change of the heads' outputs over their length, [L, 3, B, Q] in the order of PATHS."""
+    """Length of the change of the heads' outputs over their length, [L, 3, b, Q] in the order of PATHS, of few
+    sequences."""
     at_Q, shape = queries(view.targets_BS.shape[1]), view.shape
 
     def one(layer: tuple) -> Array:
@@ -117,14 +119,15 @@ def path_changes(view: View) -> Array:
         return jnp.stack([share_of(length(change), length(whole)) for change in changes])
 
     blocks = view.params["blocks"], view.degraded["blocks"]
-    return lax.map(one, (*blocks, view.edit.per_layer(), stream_edits(view.edit), view.stream[:-1]))
+    return lax.map(one, (*blocks, view.edit.per_layer(), stream_edits(view.edit), view.stream[:-1, ::EVERY]))
 
 
 def path_change(view: View) -> tuple[Array, Array]:
-    """(sum, count) [B, 3 L] over the queries."""
-    change_LPBQ = path_changes(view)
-    total_BP = change_LPBQ.sum(axis=-1).reshape(-1, change_LPBQ.shape[2]).T
-    return total_BP, jnp.full(total_BP.shape, change_LPBQ.shape[-1], jnp.float32)
+    """(sum, count) [B, 3 L] over the queries; count 0 where a sequence is not looked at."""
+    change_LPbQ = path_changes(view)
+    total_bP = change_LPbQ.sum(axis=-1).reshape(-1, change_LPbQ.shape[2]).T
+    none_BP = jnp.zeros((len(view.targets_BS), total_bP.shape[1]), jnp.float32)
+    return none_BP.at[::EVERY].set(total_bP), none_BP.at[::EVERY].set(change_LPbQ.shape[-1])
 
 
 METRICS = (
@@ -143,7 +146,7 @@ METRICS = (
         name="attention_path_change",
         unit="ratio",
         meaning="length of the change of the heads' outputs over their length, on the undegraded stream, where only"
-        f" the attention weights, only the values, or both are degraded; {QUERIES} queries of a sequence",
+        f" the attention weights, only the values, or both are degraded; {QUERIES} queries of a sequence of sixteen",
         better="lower",
         measure=path_change,
         places=paths_of_layers,

@@ -127,7 +127,7 @@ class Mask:
     """Write the mask that a pruning method makes of a trained member, to train under it or to give it to others.
 
     Example:
-      wane mask runs/quickstart --member d48 --method wanda --severity 0.5 --set group=n:4 --out mask.npz
+      wane mask runs/quickstart --member d48-L4-f96-s0 --method wanda --severity 0.5 --set group=n:4 --out mask.npz
     and in a study: FixedMask(method="given_mask", settings={"file": "mask.npz"}, severities=(1.0,))
     """
 
@@ -153,7 +153,7 @@ class Samples:
     Prompts are first halves of evaluation sequences; continuations are greedy.
 
     Example:
-      wane samples runs/quickstart --member d48 --method wanda --severities 0.3 0.6 --task L2 --task S
+      wane samples runs/quickstart --member d48-L4-f96-s0 --method wanda --severities 0.3 0.6 --task L2 --task S
     """
 
     directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory")]

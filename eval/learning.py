@@ -36,9 +36,8 @@ def accuracies(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table["metric"] == "accuracy"]
     rows = rows[rows["axis"].isna() & summary.untouched(rows) & (rows["pruned"] == "never")]
     rows = rows[(rows["status"] == "ok") & rows["chance"].notna() & rows["ceiling"].notna()]
-    group = rows["shape"].where(rows["arm"] == "", rows["shape"] + " (" + rows["arm"] + ")")
     return (
-        rows.assign(group=group)
+        rows.assign(group=summary.groups(rows))
         .groupby(KEYS, sort=False)[["value", "chance", "ceiling"]]
         .mean()
         .reset_index()

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.energy import Meter
+from wane.eval.metrics.largest import choice
 from wane.eval.smaller import Model, in_blocks, stacked
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
@@ -59,7 +60,7 @@ def request_run(model: Model, prompt_BS: Array, new_tokens: int) -> Run:
 
         def step(state: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
             logits_B1V, caches = model.extend(weights, state[1][:, None], state[0])
-            said_B = jnp.argmax(logits_B1V[:, 0], axis=-1).astype(prompt_BS.dtype)
+            said_B = choice(logits_B1V[:, 0]).astype(prompt_BS.dtype)
             return (caches, said_B), said_B
 
         return lax.scan(step, (caches, prompt_BS[:, -1]), length=new_tokens)[1]

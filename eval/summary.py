@@ -25,7 +25,7 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with `group`, `curve` and rows of excess loss (loss(s) - loss(0)) and perplexity added.
     Values that are of one layer, level or position are left out."""
     frame = frame[frame["axis"].isna()].copy()
-    frame["group"] = frame["shape"].where(frame["arm"] == "", frame["shape"] + " (" + frame["arm"] + ")")
+    frame["group"] = groups(frame)
     keys = ["method", "scope", "settings", "calibration", "setting_2", "setting_2_unit"]
     names = frame[keys].drop_duplicates()
     names["curve"] = [curve_name(*values) for values in names.itertuples(index=False)]
@@ -35,6 +35,11 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     if not (frame["metric"] == "perplexity").any():
         derived.append(loss.assign(metric="perplexity", unit="", value=np.exp(loss["value"])))
     return pd.concat([frame, *[rows for rows in derived if len(rows)]], ignore_index=True)
+
+
+def groups(frame: pd.DataFrame) -> pd.Series:
+    """Shape and, where there is one, arm of every row."""
+    return frame["shape"].where(frame["arm"] == "", frame["shape"] + " (" + frame["arm"] + ")")
 
 
 def curve_name(

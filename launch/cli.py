@@ -21,6 +21,16 @@ StudyName = Annotated[
 ]
 Out = Annotated[Path | None, arg(metavar="DIR", help="study directory; default runs/NAME")]
 Debug = Annotated[bool, arg(help="show the traceback of an error")]
+Directory = Annotated[Positional[Path], arg(metavar="DIR", help="a study directory, such as runs/quickstart")]
+Member = Annotated[str, arg(help="id of a member, or the beginning of one")]
+Method = Annotated[str, arg(help="a name from `wane list methods`")]
+Settings = Annotated[
+    tuple[str, ...],
+    arg(name="set", metavar="SETTING=VALUE", help="a setting of the method; may be repeated"),
+    UseAppendAction,
+]
+Calibration = Annotated[str, arg(help="where calibration sequences come from, as in a study")]
+Draw = Annotated[int, arg(help="of a random method")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +80,7 @@ class Plan:
 class Report:
     """Write report/index.html and the figures of a study directory anew from its curves."""
 
-    directory: Annotated[
-        Positional[Path], arg(metavar="DIR", help="a study directory, such as runs/quickstart")
-    ]
+    directory: Directory
     debug: Debug = False
 
 
@@ -108,7 +116,7 @@ class Laws:
       wane laws runs/quickstart
     """
 
-    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory")]
+    directory: Directory
     debug: Debug = False
 
 
@@ -131,17 +139,13 @@ class Mask:
     and in a study: FixedMask(method="given_mask", settings={"file": "mask.npz"}, severities=(1.0,))
     """
 
-    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory")]
-    member: Annotated[str, arg(help="id of a member, or the beginning of one")]
-    method: Annotated[str, arg(help="a name from `wane list methods`")]
+    directory: Directory
+    member: Member
+    method: Method
     severity: Annotated[float, arg(help="the share that is removed")]
-    settings: Annotated[
-        tuple[str, ...],
-        arg(name="set", metavar="SETTING=VALUE", help="a setting of the method; may be repeated"),
-        UseAppendAction,
-    ] = ()
-    calibration: Annotated[str, arg(help="where calibration sequences come from, as in a study")] = "same"
-    draw: Annotated[int, arg(help="of a random method")] = 0
+    settings: Settings = ()
+    calibration: Calibration = "same"
+    draw: Draw = 0
     out: Annotated[Path, arg(metavar="FILE")] = Path("mask.npz")
     debug: Debug = False
 
@@ -156,9 +160,9 @@ class Samples:
       wane samples runs/quickstart --member d48-L4-f96-s0 --method wanda --severities 0.3 0.6 --task L2 --task S
     """
 
-    directory: Annotated[Positional[Path], arg(metavar="DIR", help="a study directory")]
-    member: Annotated[str, arg(help="id of a member, or the beginning of one")]
-    method: Annotated[str, arg(help="a name from `wane list methods`")]
+    directory: Directory
+    member: Member
+    method: Method
     severities: Annotated[tuple[float, ...], arg(help="in the method's unit: fractions removed, or bits")]
     task: Annotated[
         tuple[str, ...],
@@ -166,13 +170,9 @@ class Samples:
         UseAppendAction,
     ] = ()
     prompts: Annotated[int, arg(help="of each task")] = 1
-    settings: Annotated[
-        tuple[str, ...],
-        arg(name="set", metavar="SETTING=VALUE", help="a setting of the method; may be repeated"),
-        UseAppendAction,
-    ] = ()
-    calibration: Annotated[str, arg(help="where calibration sequences come from, as in a study")] = "same"
-    draw: Annotated[int, arg(help="of a random method")] = 0
+    settings: Settings = ()
+    calibration: Calibration = "same"
+    draw: Draw = 0
     debug: Debug = False
 
 
@@ -192,9 +192,7 @@ class Speed:
       wane speed runs/quickstart --batches 1 64 --rounds 21       another load, narrower quartiles
     """
 
-    directory: Annotated[
-        Positional[Path], arg(metavar="DIR", help="a study directory, such as runs/quickstart")
-    ]
+    directory: Directory
     methods: Annotated[
         tuple[str, ...],
         arg(

@@ -36,13 +36,19 @@ def hit_of_values(view: View) -> tuple[Array, Array]:
     return is_largest(among_values(view), view.targets_BS).astype(jnp.float32), has_values(view)
 
 
-def hit_of_options(view: View) -> tuple[Array, Array]:
-    """Options stand in random order, so that which of equal logits is taken favours none."""
+def among_options(view: View) -> Array:
+    """The logits of the options, -inf where an item has fewer, and 0 where nothing is asked [B, S, O]."""
     options_BSO = view.batch.options_BSO
     logits_BSO = jnp.take_along_axis(view.logits_BSV, jnp.maximum(options_BSO, 0), axis=-1)
-    best_BS1 = jnp.argmax(jnp.where(options_BSO < 0, -jnp.inf, logits_BSO), axis=-1)[..., None]
-    right_BS = jnp.take_along_axis(options_BSO, best_BS1, axis=-1)[..., 0] == view.targets_BS
-    return right_BS.astype(jnp.float32), has_values(view)
+    none = jnp.where(has_values(view), -jnp.inf, 0.0)[..., None]
+    return jnp.where(options_BSO < 0, none, logits_BSO)
+
+
+def hit_of_options(view: View) -> tuple[Array, Array]:
+    """Options stand in random order, so that which of equal logits is taken favours none."""
+    best_BS1 = jnp.argmax(among_options(view), axis=-1)[..., None]
+    said_BS = jnp.take_along_axis(view.batch.options_BSO, best_BS1, axis=-1)[..., 0]
+    return (said_BS == view.targets_BS).astype(jnp.float32), has_values(view)
 
 
 def log_odds(view: View) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from jax import Array, lax
 from wane.eval.metrics.continuation import MODELS, begun, model_of, said
 from wane.eval.metrics.contract import Place, SequenceMetric
 from wane.eval.metrics.deviation import kl
-from wane.eval.metrics.deviation_layers import EVERY
+from wane.eval.metrics.few import EVERY, of_few
 from wane.eval.metrics.once import once
 from wane.eval.metrics.saying import repeated
 from wane.eval.metrics.structure import share_of
@@ -125,9 +125,8 @@ def path_changes(view: View) -> Array:
 def path_change(view: View) -> tuple[Array, Array]:
     """(sum, count) [B, 3 L] over the queries; count 0 where a sequence is not looked at."""
     change_LPbQ = path_changes(view)
-    total_bP = change_LPbQ.sum(axis=-1).reshape(-1, change_LPbQ.shape[2]).T
-    none_BP = jnp.zeros((len(view.targets_BS), total_bP.shape[1]), jnp.float32)
-    return none_BP.at[::EVERY].set(total_bP), none_BP.at[::EVERY].set(change_LPbQ.shape[-1])
+    *_, b, Q = change_LPbQ.shape
+    return of_few(change_LPbQ.sum(axis=-1).reshape(-1, b), Q, len(view.targets_BS))
 
 
 METRICS = (

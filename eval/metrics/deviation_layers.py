@@ -8,14 +8,13 @@ from jax import Array, lax
 from wane.eval.metrics.contract import Place, SequenceMetric, layers
 from wane.eval.metrics.deviation import Geometry, geometry
 from wane.eval.metrics.deviation_spaces import at_sampled, summed
+from wane.eval.metrics.few import EVERY, of_few
 from wane.eval.metrics.once import once
 from wane.eval.metrics.view import View
 from wane.scaling.model import Inner, block
 from wane.scaling.shape import Shape
 
 PARTS = ("attention", "mlp", "block")
-# All blocks alone cost a forward pass of the degraded and one of the trained model: few sequences are looked at.
-EVERY = 16
 
 
 def parts_of_layers(shape: Shape) -> tuple[Place, ...]:
@@ -40,7 +39,7 @@ def _updates(block_out: tuple[Array, Inner, None]) -> Array:
 @once
 def _alone(view: View) -> Geometry:
     """Updates of each degraded block on the undegraded stream that enters it, against those of the trained block,
-    [L, 3, b, S], of few sequences."""
+    [L, 3, b, S].  They cost a forward pass of either model: few sequences are looked at."""
 
     def one(layer: tuple) -> Geometry:
         trained_l, degraded_l, edit_l, x_bSD = layer
@@ -65,10 +64,8 @@ def by_part(field: str) -> Callable[[View], tuple[Array, Array]]:
 
     def measure(view: View) -> tuple[Array, Array]:
         value_LPbS = getattr(_alone(view), field)
-        total_bP = value_LPbS.sum(axis=-1).reshape(-1, value_LPbS.shape[2]).T
-        B, S = view.targets_BS.shape
-        none_BP = jnp.zeros((B, total_bP.shape[1]), jnp.float32)
-        return none_BP.at[::EVERY].set(total_bP), none_BP.at[::EVERY].set(S)
+        *_, b, S = value_LPbS.shape
+        return of_few(value_LPbS.sum(axis=-1).reshape(-1, b), S, len(view.targets_BS))
 
     return measure
 

@@ -10,13 +10,15 @@ its inputs are.  That protects it: random pruning at s, rescaled, has a noise to
 
 Both follow from the second moments of x, which cost fewer operations than the products x W and x W': 7
 against 20 d_model^2 per token for a gated MLP of width 2 d_model, 19 against 24 for a plain one of 4 d_model.
-They take the memory of L d_ff^2 numbers.
+They take the memory of L d_ff^2 numbers.  Of few sequences: the values of 10 of 128 tokens, out of 160 of ten
+tasks, are within 2 % of those of all.
 """
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.eval.metrics.contract import Statistic, Weights
+from wane.eval.metrics.few import EVERY
 from wane.eval.metrics.structure import every_matrix, folded, share_of
 from wane.eval.metrics.view import View
 from wane.scaling.degrade.calibrate import inner_of, site_of
@@ -24,10 +26,6 @@ from wane.scaling.degrade.rounding import lift
 from wane.scaling.degrade.sequential import gram
 from wane.scaling.edit import SITES
 from wane.scaling.model import apply
-
-# Of every batch only each EVERY-th sequence is read: all of them would cost a second forward pass.  The
-# values of 10 sequences of 128 tokens, out of 160 of ten tasks, are within 2 % of those of all.
-EVERY = 16
 
 # Site -> sum of x^T x [L, I + 1, I + 1], of an expert's sites [L, E, ..]; a last input is always 1.
 Moments = dict[str, Array]

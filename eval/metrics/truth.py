@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from wane.eval.metrics.answers import has_values, hit_of_options, option_bounds
+from wane.eval.metrics.answers import among_options, has_values, hit_of_options, option_bounds
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
 from wane.eval.metrics.largest import is_largest
 from wane.eval.metrics.view import View
@@ -23,13 +23,9 @@ from wane.eval.metrics.view import View
 
 def true_mass(view: View) -> tuple[Array, Array]:
     """p(answer) / sum of p over the options."""
-    options_BSO, counted_BS = view.batch.options_BSO, has_values(view)
-    logits_BSO = jnp.take_along_axis(view.logits_BSV, jnp.maximum(options_BSO, 0), axis=-1)
-    # where nothing is asked there are no options: there all would be -inf
-    none_BSO = (options_BSO < 0) & counted_BS[..., None]
-    p_BSO = jax.nn.softmax(jnp.where(none_BSO, -jnp.inf, logits_BSO), axis=-1)
-    true_BSO = options_BSO == view.targets_BS[..., None]
-    return jnp.where(true_BSO, p_BSO, 0.0).sum(axis=-1), counted_BS
+    p_BSO = jax.nn.softmax(among_options(view), axis=-1)
+    true_BSO = view.batch.options_BSO == view.targets_BS[..., None]
+    return jnp.where(true_BSO, p_BSO, 0.0).sum(axis=-1), has_values(view)
 
 
 def foil_said(view: View) -> tuple[Array, Array]:

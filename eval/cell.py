@@ -59,12 +59,12 @@ def swept(
         settings, where = subject.settings, Where.everywhere(shape)
         train = degrade.recovery.train()
         tuned = recovery(shape, programs.degradation, settings.metrics, settings.matmul_precision, train)
-        tokens_nBT = subject.recovery_batches(degrade)
+        marked_nBT = subject.recovery_batches(degrade)
         for severity in dict.fromkeys(level.severity for level in grid):
             levels = [level for level in grid if level.severity == severity]
             steps = [int(level.severity_2) for level in levels]
             full = subject.undegraded(programs)
-            after = tuned.sweep(*common, severity, where, key, subject.batches, full, tokens_nBT, steps)
+            after = tuned.sweep(*common, severity, where, key, subject.batches, full, marked_nBT, steps)
             for level, point in zip(levels, after, strict=True):
                 yield None, None, level, point
         return

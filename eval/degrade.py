@@ -37,6 +37,7 @@ class Recovery:
     steps: tuple[int, ...]
     lr: float = 2**-10
     batch_size: int = 16
+    unscored_weight: float = 1.0  # as Train.unscored_weight
 
     def __post_init__(self):
         if not self.steps or min(self.steps) < 0:
@@ -46,12 +47,16 @@ class Recovery:
         for field in ("lr", "batch_size"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"degradations.recovery.{field} = {getattr(self, field)}: must be above 0")
+        if not 0 <= self.unscored_weight <= 1:
+            raise ValueError(
+                f"degradations.recovery.unscored_weight = {self.unscored_weight}: must be between 0 and 1"
+            )
 
     def train(self) -> Train:
         """The optimizer: constant learning rate from the first update, no weight decay."""
         return Train(
             lr=self.lr, batch_size=self.batch_size, schedule="wsd", warmup_fraction=0.0, decay_fraction=0.0,
-            final_lr_fraction=1.0, weight_decay=0.0,
+            final_lr_fraction=1.0, weight_decay=0.0, unscored_weight=self.unscored_weight,
         )  # fmt: skip
 
 

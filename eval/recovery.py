@@ -27,8 +27,8 @@ class Recovery:
             edit = degradation.apply(params, fitted, severity, where, key)
             return edit, begin(params, edit, shape, train)
 
-        def go_on(state: Recovering, edit: Edit, tokens_nBT: Array, until: Array) -> Recovering:
-            return advance(state, edit, tokens_nBT, until, hold=degradation.hold, shape=shape, train=train)
+        def go_on(state: Recovering, edit: Edit, marked_nBT: Array, until: Array) -> Recovering:
+            return advance(state, edit, marked_nBT, until, hold=degradation.hold, shape=shape, train=train)
 
         def end(edit: Edit, state: Recovering) -> Edit:
             return recovered(state, edit, degradation.hold).counted()
@@ -40,12 +40,12 @@ class Recovery:
 
     def sweep(
         self, params: Params, fitted: Fitted, severity: float, where: Where, key: Array, batches: Batches,
-        stream: Array, tokens_nBT: Array, steps: Sequence[int],
+        stream: Array, marked_nBT: Array, steps: Sequence[int],
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per number of updates, ascending."""
         edit, state = self.start(jnp.float32(severity), params, fitted, where, key)
         for until in steps:
-            state = self.advance(state, edit, tokens_nBT, jnp.int32(until))
+            state = self.advance(state, edit, marked_nBT, jnp.int32(until))
             tuned = filled(self.end(edit, state), params, self.shape)
             measured = self.measure(params, tuned.acting(), batches, stream)
             yield Point(measured, self.cost(params, tuned, jnp.float32(severity)))

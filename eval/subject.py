@@ -68,10 +68,10 @@ class Subject:
         return self._calibrations[source]
 
     def recovery_batches(self, degrade: Degrade) -> jax.Array:
-        """Tokens [n, B, T]: what training would have seen next."""
+        """Marked tokens [n, B, T]: what training would have seen next."""
         stream = dataclasses.replace(self.splits.stream, batch_size=degrade.recovery.batch_size)
         steps = range(self.member.step, self.member.step + max(1, *degrade.recovery.steps))
-        return jnp.asarray(np.stack([stream.batch(self.member.data_seed, step) for step in steps]))
+        return jnp.asarray(np.stack([stream.marked_batch(self.member.data_seed, step) for step in steps]))
 
     @functools.cached_property
     def full_x(self) -> jax.Array:

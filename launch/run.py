@@ -133,7 +133,7 @@ def execute_train(cell: TrainCell, plan: Plan, directory: StudyDirectory, tick: 
 
     outcomes = train(
         _training_run(cell, plan, directory),
-        cell.stream.batch,
+        cell.stream.marked_batch,
         directory.training(cell),
         members,
         report,

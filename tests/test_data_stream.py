@@ -271,3 +271,27 @@ def test_description_counts_what_is_there(corpus):
     assert text["train documents"] + text["held_out documents"] == 60
     assert text["unique documents"] == -(-text["train documents"] // 2)
     json.dumps(described)
+
+
+def test_tokens_that_no_task_scores_are_marked(corpus):
+    stream = graded_stream(sources={"graded": 1, corpus: 1})
+    found, text = {}, 0
+    for step in range(40):
+        tokens, marked = stream.batch(0, step), stream.marked_batch(0, step)
+        np.testing.assert_array_equal(np.where(marked < 0, -1 - marked, marked), tokens)
+        assert marked.dtype == np.int32
+        for row, scored in zip(tokens, marked >= 0, strict=True):
+            task = next((name for name in MIXED if TAGS[name] == row[0]), None)
+            if task is None:
+                assert scored.all()
+                text += 1
+            else:
+                found.setdefault(task, []).append(scored)
+    assert text
+    assert set(found) == set(MIXED)
+    answers = 1 + np.arange(4, 64, 5)  # of S: the last of every five tokens behind the tag
+    assert (np.flatnonzero(found["S"][0]) == answers[answers < 65]).all()
+    assert not any(scored[0] for rows in found.values() for scored in rows)  # the tag
+    density = {source.task.name: source.scored_per_row() for source in stream.sources[: len(MIXED)]}
+    for task, rows in found.items():
+        assert np.mean([row.sum() for row in rows]) == pytest.approx(density[task], rel=0.35), task

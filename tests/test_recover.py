@@ -1,5 +1,6 @@
 """Recovery: what was taken stays taken while the rest is trained."""
 
+import dataclasses
 import functools
 
 import jax
@@ -73,3 +74,20 @@ def test_the_number_of_updates_is_traced_and_goes_on():
     for a, b in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(at_once.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert go_on._cache_size() == 1
+
+
+def test_tokens_without_a_score_count_as_they_did_in_training():
+    method, edit, _ = programs("magnitude_weights", 0.5)
+    scored = np.zeros(TOKENS_nBT.shape, bool)
+    scored[:, :, :5] = True
+    marked = jnp.where(scored, TOKENS_nBT, ~TOKENS_nBT)
+    other = jnp.where(scored, TOKENS_nBT, ~jnp.roll(TOKENS_nBT, 1, axis=1))  # read by nothing that is scored
+    start = begin(trained(SHAPE), edit, SHAPE, TRAIN)
+
+    def tuned(weight, batches):
+        train = dataclasses.replace(TRAIN, unscored_weight=weight)
+        return advance(start, edit, batches, jnp.int32(2), hold=method.hold, shape=SHAPE, train=train).params
+
+    np.testing.assert_array_equal(tuned(0.0, marked)["embed"], tuned(0.0, other)["embed"])
+    assert not np.array_equal(tuned(0.5, marked)["embed"], tuned(0.5, other)["embed"])
+    np.testing.assert_array_equal(tuned(1.0, marked)["embed"], tuned(1.0, TOKENS_nBT)["embed"])

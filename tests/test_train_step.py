@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mask_cases import random_mask
 
+from wane.scaling.model import apply, nll
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.mask import MaskPlan, given_mask, masked, masks_of_pack
@@ -167,3 +168,47 @@ def test_bfloat16_trains_with_float32_weights_and_moments():
     _, in_f32 = train_alone(0, 0, 0.01, steps=3)
     assert (losses[:3] != in_f32).any()
     np.testing.assert_allclose(losses[:3], in_f32, rtol=0.02)
+
+
+def test_tokens_without_a_score_count_as_much_as_is_said():
+    params = jax.tree.map(lambda leaf: leaf[0], initial_states().params)
+    rng = np.random.default_rng(0)
+    plain, scored = tokens(0, 0), rng.random((4, 13)) < 0.4
+    marked = np.where(scored, plain, -1 - plain)
+    value = jax.jit(lambda t, w: objective(params, t, SHAPE, 0.0, w)[0], static_argnums=1)
+    x_BSD = apply(params, plain[:, :-1], SHAPE).x_BSD
+    nll_BS = np.asarray(nll(params, x_BSD, plain, SHAPE), np.float64)
+    for weight in (0.0, 0.25, 1.0):
+        weight_BS = np.where(scored[:, 1:], 1.0, weight)
+        expected = (weight_BS * nll_BS).sum() / weight_BS.sum()
+        assert float(value(marked, weight)) == pytest.approx(expected, rel=1e-6)
+        assert float(value(plain, weight)) == pytest.approx(nll_BS.mean(), rel=1e-6)
+    assert float(value(marked, 1.0)) == float(value(plain, 1.0))
+
+
+def test_training_counts_them_so():
+    step = {
+        weight: jax.jit(
+            partial(
+                pack_step,
+                shape=SHAPE,
+                train=dataclasses.replace(TRAIN, unscored_weight=weight),
+                steps=STEPS,
+                packing="map",
+            )
+        )  # fmt: skip
+        for weight in (0.0, 1.0)
+    }
+    plain = tokens(0, 0)
+    marked, other = np.array(plain)[None], np.array(plain)[None]
+    marked[:, :, 7:] = ~marked[:, :, 7:]
+    other[:, :, 8:] = 5  # only what no scored token is predicted from
+    other[:, :, 7:] = ~other[:, :, 7:]
+    after = {
+        (w, name): f(initial((0,)), batch, jnp.array([0.01]))[0].params
+        for w, f in step.items()
+        for name, batch in (("marked", marked), ("other", other), ("plain", plain[None]))
+    }
+    assert_trees(after[0.0, "marked"], after[0.0, "other"], np.testing.assert_array_equal)
+    assert_trees(after[1.0, "marked"], after[1.0, "plain"], np.testing.assert_array_equal)
+    assert not np.array_equal(after[0.0, "marked"]["embed"], after[0.0, "plain"]["embed"])

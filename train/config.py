@@ -28,6 +28,9 @@ class Train:
     eps: float = 1e-8
     weight_decay: float = 0.1  # decoupled: multiplied by the learning rate; matrices and embeddings only
     clip: float = 1.0  # largest global gradient norm
+    unscored_weight: float = (
+        1.0  # in the loss, of graded tokens that no task scores; 1: plain language modelling
+    )
     load_balance: float = 0.01  # coefficient of the load-balancing loss; read with experts only
     log_every: int = 10  # steps
     checkpoints: int = 4  # evenly spaced, to resume from; the newest two stay
@@ -45,7 +48,7 @@ class Train:
         for field in ("batch_size", "log_every", "checkpoints"):
             if getattr(self, field) < 1:
                 raise ValueError(f"train.{field} = {getattr(self, field)}: must be at least 1")
-        for field in ("warmup_fraction", "decay_fraction", "final_lr_fraction"):
+        for field in ("warmup_fraction", "decay_fraction", "final_lr_fraction", "unscored_weight"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"train.{field} = {getattr(self, field)}: must be between 0 and 1")
         if self.schedule not in ("cosine", "wsd"):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from wane.scaling.identity import tree_digest
 from wane.train import checkpoint
+from wane.train.data.marks import unmarked
 from wane.train.journal import Outcome, read_outcome, write_outcome
 from wane.train.logbook import Logbook, Point
 from wane.train.placement import Placement
@@ -18,7 +19,8 @@ from wane.train.prefetch import prefetched
 from wane.train.run import Run
 from wane.train.step import State
 
-Batches = Callable[[int, int], np.ndarray]  # (data seed, step) -> int32 [B, T]; pure
+# (data seed, step) -> int32 [B, T], tokens with marks (wane.train.data.marks) or without; pure
+Batches = Callable[[int, int], np.ndarray]
 DEPTH = 2  # batches made ahead of the device
 
 
@@ -70,11 +72,11 @@ def _advance(
         return placement.batch(_pack_batch(run, batches, step))
 
     with closing(prefetched(batch, logbook.step, run.steps, DEPTH)) as ahead:
-        for step, tokens_RBT in ahead:
+        for step, marked_RBT in ahead:
             if run.masks(step + 1) and state_R.mask is None:
                 state_R, update = placement.mask(state_R), None
             update = update or placement.update(state_R)
-            state_R, metrics_R = update(state_R, tokens_RBT, rates_R)
+            state_R, metrics_R = update(state_R, marked_RBT, rates_R)
             logbook.add(metrics_R)
             if run.logs(step + 1):
                 logbook.write()
@@ -86,21 +88,21 @@ def _advance(
 
 
 def _pack_batch(run: Run, batches: Batches, step: int) -> np.ndarray:
-    """tokens_RBT of one step; replicas with the same data seed share one draw."""
+    """marked_RBT of one step; replicas with the same data seed share one draw."""
     drawn = {seed: batches(seed, step) for seed in dict.fromkeys(run.data_seeds)}
-    tokens_RBT = np.stack([drawn[seed] for seed in run.data_seeds])
+    marked_RBT = np.stack([drawn[seed] for seed in run.data_seeds])
     expected = (run.replicas, run.train.batch_size, run.shape.context + 1)
-    if tokens_RBT.shape != expected:
+    if marked_RBT.shape != expected:
         raise ValueError(
-            f"batches of step {step} have shape {tokens_RBT.shape}: must be {expected}, "
+            f"batches of step {step} have shape {marked_RBT.shape}: must be {expected}, "
             "replicas, train.batch_size, shape.context + 1"
         )
-    if not 0 <= tokens_RBT.min() <= tokens_RBT.max() < run.shape.vocab:
+    if (largest := unmarked(marked_RBT).max()) >= run.shape.vocab:
         raise ValueError(
-            f"batches of step {step} have tokens from {tokens_RBT.min()} to {tokens_RBT.max()}: "
+            f"batches of step {step} have tokens up to {largest}: "
             f"must be below shape.vocab = {run.shape.vocab}"
         )
-    return tokens_RBT
+    return marked_RBT
 
 
 def _ended(run: Run, members: Sequence[Path | None], checkpoints: Path) -> tuple[Outcome | None, ...] | None:

@@ -75,8 +75,8 @@ class Placement:
         sharding = None if self.mesh is None else replica_sharding(self.mesh)
         return jax.device_put(np.asarray(self.run.rates, np.float32), sharding)
 
-    def batch(self, tokens_RBT: np.ndarray) -> Array:
-        return jax.device_put(tokens_RBT, None if self.mesh is None else batch_sharding(self.mesh))
+    def batch(self, marked_RBT: np.ndarray) -> Array:
+        return jax.device_put(marked_RBT, None if self.mesh is None else batch_sharding(self.mesh))
 
     def put_state(self, state_R: State) -> State:
         return state_R if self.mesh is None else jax.device_put(state_R, state_sharding(self.mesh, state_R))

@@ -12,7 +12,9 @@ from wane.scaling.edit import Edit, Params, merge
 from wane.scaling.model import apply, nll
 from wane.scaling.shape import Shape
 from wane.train.config import Train
+from wane.train.data.marks import is_scored, unmarked
 from wane.train.optimizer import optimizer
+from wane.train.step import mean_loss
 
 Hold = Callable[[Params, Edit], Params]
 
@@ -33,24 +35,25 @@ def begin(params: Params, edit: Edit, shape: Shape, train: Train) -> Recovering:
 
 
 def advance(
-    state: Recovering, edit: Edit, tokens_nBT: Array, until: Array, *, hold: Hold, shape: Shape, train: Train
+    state: Recovering, edit: Edit, marked_nBT: Array, until: Array, *, hold: Hold, shape: Shape, train: Train
 ) -> Recovering:
-    """Updates up to number `until` (traced), on batch i of tokens_nBT at update i.
+    """Updates up to number `until` (traced), on batch i of marked_nBT at update i.
 
     Removed weights stay removed and rounded weights on their lattice: each step runs hold(params, edit), whose
     gradient goes straight through.  Constant learning rate train.lr, scaled per parameter group as in training.
     """
     acting = dataclasses.replace(edit, params=None)
-    rule = optimizer(shape, train, len(tokens_nBT))
+    rule = optimizer(shape, train, len(marked_nBT))
 
-    def loss(params: Params, tokens_BT: Array) -> Array:
-        held = hold(params, edit)
+    def loss(params: Params, marked_BT: Array) -> Array:
+        held, tokens_BT = hold(params, edit), unmarked(marked_BT)
         x_BSD = apply(held, tokens_BT[:, :-1], shape, acting, keep=()).x_BSD
-        return jnp.mean(nll(held, x_BSD, tokens_BT, shape))
+        nll_BS = nll(held, x_BSD, tokens_BT, shape)
+        return mean_loss(nll_BS, is_scored(marked_BT[:, 1:]), train.unscored_weight)
 
     def update(state: Recovering) -> Recovering:
-        tokens_BT = lax.dynamic_index_in_dim(tokens_nBT, state.step, keepdims=False)
-        grads = jax.grad(loss)(state.params, tokens_BT)
+        marked_BT = lax.dynamic_index_in_dim(marked_nBT, state.step, keepdims=False)
+        grads = jax.grad(loss)(state.params, marked_BT)
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda w, u: w + train.lr * u, state.params, updates)
         return Recovering(params, opt_state, state.step + 1)

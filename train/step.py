@@ -11,6 +11,7 @@ from wane.scaling.edit import Params
 from wane.scaling.model import Inner, apply, init_params, nll
 from wane.scaling.shape import Shape
 from wane.train.config import Train
+from wane.train.data.marks import is_scored, unmarked
 from wane.train.mask import Mask, masked
 from wane.train.optimizer import optimizer, schedule
 
@@ -34,17 +35,27 @@ def init_state(key: Array, shape: Shape, train: Train, mask: Mask | None = None)
 
 
 def objective(
-    params: Params, tokens_BT: Array, shape: Shape, load_balance: float
+    params: Params, marked_BT: Array, shape: Shape, load_balance: float, unscored_weight: float = 1.0
 ) -> tuple[Array, dict[str, Array]]:
-    """(what is minimised, what it is made of): the mean negative log-likelihood per target token in nats,
-    `loss`, and with experts load_balance times `imbalance`."""
+    """(what is minimised, what it is made of): `loss` (`mean_loss`), and with experts load_balance times
+    `imbalance`.  marked_BT: tokens, with marks (`wane.train.data.marks`) or without."""
+    tokens_BT = unmarked(marked_BT)
     routing = () if shape.n_experts is None else ("router", "route")
     x_BSD, inner = apply(params, tokens_BT[:, :-1], shape, keep=routing)
-    value = jnp.mean(nll(params, x_BSD, tokens_BT, shape))
+    value = mean_loss(nll(params, x_BSD, tokens_BT, shape), is_scored(marked_BT[:, 1:]), unscored_weight)
     if shape.n_experts is None:
         return value, {"loss": value}
     uneven = imbalance(inner)
     return value + load_balance * uneven, {"loss": value, "imbalance": uneven}
+
+
+def mean_loss(nll_BS: Array, scored_BS: Array, unscored_weight: float) -> Array:
+    """Mean negative log-likelihood per target token in nats, tokens that are not scored counted `unscored_weight`
+    times.  Graded sequences are mostly random tokens: the gradients of what nobody can predict are noise."""
+    if unscored_weight == 1:
+        return jnp.mean(nll_BS)
+    weight_BS = jnp.where(scored_BS, 1.0, unscored_weight)
+    return jnp.sum(weight_BS * nll_BS) / jnp.sum(weight_BS)
 
 
 def imbalance(inner: Inner) -> Array:
@@ -60,11 +71,12 @@ def imbalance(inner: Inner) -> Array:
 
 
 def train_step(
-    state: State, tokens_BT: Array, lr: Array, *, shape: Shape, train: Train, steps: int
+    state: State, marked_BT: Array, lr: Array, *, shape: Shape, train: Train, steps: int
 ) -> tuple[State, dict[str, Array]]:
     """One update.  Metrics: loss (nats), grad_norm (before the clip), lr (after the schedule), with experts
     imbalance."""
-    grads, parts = jax.grad(objective, has_aux=True)(state.params, tokens_BT, shape, train.load_balance)
+    coefficients = train.load_balance, train.unscored_weight
+    grads, parts = jax.grad(objective, has_aux=True)(state.params, marked_BT, shape, *coefficients)
     grads = masked(grads, state.mask)  # before the clip: a removed weight must not shrink the others' steps
     updates, opt_state = optimizer(shape, train, steps).update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda w, u: w + lr * u, state.params, updates)
@@ -79,7 +91,7 @@ def train_step(
 
 def pack_step(
     state_R: State,
-    tokens_RBT: Array,
+    marked_RBT: Array,
     lr_R: Array,
     *,
     shape: Shape,
@@ -90,12 +102,12 @@ def pack_step(
     """train_step of R members: one after another ("map": the bits of each alone) or batched ("vmap": faster
     on accelerators, equal to float tolerance).  Metrics have a leading R."""
 
-    def one(state, tokens_BT, lr):
-        return train_step(state, tokens_BT, lr, shape=shape, train=train, steps=steps)
+    def one(state, marked_BT, lr):
+        return train_step(state, marked_BT, lr, shape=shape, train=train, steps=steps)
 
     if packing == "vmap":
-        return jax.vmap(one)(state_R, tokens_RBT, lr_R)
-    return lax.map(lambda replica: one(*replica), (state_R, tokens_RBT, lr_R))
+        return jax.vmap(one)(state_R, marked_RBT, lr_R)
+    return lax.map(lambda replica: one(*replica), (state_R, marked_RBT, lr_R))
 
 
 def init_pack(seeds_R: Array, shape: Shape, train: Train) -> State:

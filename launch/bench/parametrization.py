@@ -73,7 +73,7 @@ def sweep_rates(study: Study, console: Console) -> list[Row]:
     cohort = cohorts(study)[0]
     lrs = [study.train.lr * 2.0**octave for octave in OCTAVES]
     rows = coordinates.learning_rate_sweep(
-        cohort.shapes, lrs, study.seeds, cohort.stream.batch, study.train, resolve(1)["packing"],
+        cohort.shapes, lrs, study.seeds, cohort.stream.marked_batch, study.train, resolve(1)["packing"],
         lambda line: console.print(line, highlight=False),
     )  # fmt: skip
     table = Table("shape", *(f"{lr:.2g}" for lr in lrs), "best", title="final training loss by learning rate")

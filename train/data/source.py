@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 
 from wane.train.data import key
+from wane.train.data.marks import marked
 from wane.train.data.packed import Packed
 from wane.train.data.task import GradedTask, Task, World
 from wane.train.data.tokenizer import Tokenizer
@@ -20,9 +21,10 @@ class GradedSource:
     length: int
 
     def rows(self, seed: int, batch: int, ordinals: np.ndarray) -> np.ndarray:
-        """Training rows [len(ordinals), T] of batch number `batch`."""
+        """Training rows [len(ordinals), T] of batch number `batch`, tokens that are not scored marked."""
         rng = key.generator("train", seed, batch, self.task.name)
-        return self.task.generate(rng, len(ordinals), self.length, self.world, "train").tokens_BT
+        tokens_BT, level_BT, _ = self.task.generate(rng, len(ordinals), self.length, self.world, "train")
+        return marked(tokens_BT, level_BT >= 0)
 
     def calibration(self, rows: int, seed: int) -> np.ndarray:
         """Rows as in training, from a stream of their own."""
@@ -74,7 +76,8 @@ class TextSource:
         return (len(self.packed.train) - self.shifts) // self.stride
 
     def rows(self, seed: int, batch: int, ordinals: np.ndarray) -> np.ndarray:
-        """The training rows with these ordinals: 0, 1, ... over all rows that this source ever gives."""
+        """The training rows with these ordinals: 0, 1, ... over all rows that this source ever gives.  Every token
+        of text is scored."""
         starts = np.empty(len(ordinals), np.int64)
         epochs, places = np.divmod(ordinals, self.windows)
         for epoch in np.unique(epochs):

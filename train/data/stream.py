@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from wane.train.data import key
+from wane.train.data.marks import unmarked
 from wane.train.data.options import options, values_of
 from wane.train.data.pattern import Pattern
 from wane.train.data.source import GradedSource, TextSource
@@ -60,6 +61,10 @@ class Stream:
 
     def batch(self, data_seed: int, step: int) -> np.ndarray:
         """Tokens int32 [B, T] of one training step."""
+        return unmarked(self.marked_batch(data_seed, step))
+
+    def marked_batch(self, data_seed: int, step: int) -> np.ndarray:
+        """`batch` with marks (`wane.train.data.marks`) on the tokens that are not scored."""
         epoch, batch = self._place(data_seed, step)
         rows = batch * self.batch_size + np.arange(self.batch_size)
         source_B = self.pattern.sources(rows)

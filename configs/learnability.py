@@ -1,0 +1,36 @@
+"""Learnability: which graded tasks the shapes of the CPU tier learn, and in how many tokens.
+
+    wane run learnability
+    wane learned runs/learnability --csv accuracies.csv
+
+Four shapes of .37 million block parameters, wide to deep, two seeds each, 9 million tokens of the default
+mixture.  A task whose gate a shape does not pass cannot be assessed there: what a degradation takes from it says
+nothing.
+
+The recipe, found with seed 0 of the widest and the deepest shape.  Most tokens of a graded sequence are random,
+and the gradients of what nobody can predict drown those of rare answers: counted in full, copies at a distance and
+far answers stay at the first of their distances.  Small batches, because what is learnt abruptly asks for updates
+more than for tokens.  RoPE with theta = 500: eight frequencies per head should tell positions within 128 tokens,
+not 10,000.
+
+Cost: about an hour and a half on 2 CPU cores, 8 to 15 minutes a member on one.
+"""
+
+from wane.eval.study import Degrade, Evaluation, Study
+from wane.scaling.family import exact_ladder
+from wane.train.config import Train
+from wane.train.data import Data
+
+STEPS = 8790  # of 8 x 128 tokens
+
+STUDY = Study(
+    name="learnability",
+    note="What each shape of the CPU tier learns of the default mixture, along training.",
+    family=exact_ladder(192, head_dim=16, rope_theta=500.0),
+    data=Data(sources="graded"),
+    train=Train(tokens=9_000_000, tokens_per_param=None, batch_size=8, lr=2**-8, unscored_weight=0.1),
+    seeds=(0, 1),
+    degradations=(Degrade(method="random_weights", severities=(0.5,)),),
+    evaluation=Evaluation(batch=40),
+    sweep_steps=tuple(STEPS * eighth // 8 for eighth in range(1, 8)),
+)

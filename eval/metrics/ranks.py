@@ -65,6 +65,7 @@ METRICS = (
     ),
     SequenceMetric(
         name="rank_of_options",
+        version=2,
         unit="rank",
         meaning="mean place of the 4 options of an answer, its own among them, among all tokens; 2.5 where nothing"
         " but options is likely",

@@ -37,6 +37,7 @@ def foil_said(view: View) -> tuple[Array, Array]:
 METRICS = (
     SequenceMetric(
         name="mc2",
+        version=2,
         unit="fraction",
         meaning="share of the answer in the probability of 4 options, the foil among them where there is one",
         better="higher",
@@ -45,6 +46,7 @@ METRICS = (
     ),
     TokenMetric(
         name="mc2_by_level",
+        version=2,
         unit="fraction",
         meaning="mc2 at each difficulty of a graded task",
         better="higher",
@@ -54,6 +56,7 @@ METRICS = (
     ),
     TokenMetric(
         name="accuracy_of_options_by_level",
+        version=2,
         unit="fraction",
         meaning="accuracy_of_options (MC1) at each difficulty of a graded task",
         better="higher",

@@ -39,13 +39,13 @@ TASKS: dict[str, GradedTask] = {
 }
 # What published evaluations would call them
 CATEGORIES = {
-    "language": ("L0", "L1", "L2", "L3", "G"),
-    "comprehension": ("S", "X", "R1", "R2", "E"),
-    "knowledge": ("K", "L4"),
-    "reasoning": ("M1", "P"),
-    "mathematics": ("M2", "M3"),
+    "language": ("L0", "L1", "L2", "L3", "L1o2", "G"),
+    "comprehension": ("S", "X", "R1", "R2", "R23", "E"),
+    "knowledge": ("K", "K3", "L4"),
+    "reasoning": ("M1", "M1d", "P"),
+    "mathematics": ("M2", "M2l", "M23", "M3"),
     "instruction following": ("I",),
-    "truthfulness": ("T1", "T2"),
+    "truthfulness": ("T1", "T13", "T2"),
     "safety": ("B",),
 }
 SHORTEST_CONTEXT = 32  # the shortest in which every task has a scored item

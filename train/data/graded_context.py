@@ -1,10 +1,10 @@
-"""S, R1, R2: answers that stand in the context: a few tokens back, far back, under a key."""
+"""S, R1, R2, R23: answers that stand in the context: a few tokens back, far back, under a key."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
-from wane.train.data import key
+from wane.train.data import key, several
 from wane.train.data.graded_language import markov
 from wane.train.data.task import GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import (
@@ -25,6 +25,7 @@ from wane.train.data.vocabulary import (
 LAGS = tuple(REPEAT)
 MOTIF, CUE = 8, 2
 PAIRS = (4, 8, 16, 32)
+TOKENS = {"R2": 1, "R23": several.LONG}  # of a value
 GAP_POWER = 0.01  # gap g has probability proportional to g^(a - 1), Zoology (Arora et al. 2024)
 
 
@@ -91,38 +92,55 @@ def copy(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     return Rows.without_foil(tokens_BT, level_BT)
 
 
-def recall(rng, rows: int, length: int, world: World, role: Role) -> Rows:
-    """Multi-query associative recall: items of K key-value pairs, then 3 K slots of two tokens.  Every key is
-    asked once, in a slot at a power-law gap; the other slots hold two function words.  Scored: the value
-    after an asked key.  One K per row, of those whose item of 8 K tokens fits."""
+def recall(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
+    """Multi-query associative recall: items of K key-value pairs, then 3 K slots as long as a pair.  Every
+    key is asked once, in a slot at a power-law gap; the other slots hold function words.  Scored: the value
+    after an asked key.  One K per row, of those with 8 K tokens in the row: what an item has with values of
+    one token.  With values of 3 it has fewer slots where 3 K do not fit, K or more."""
+    tokens = TOKENS[task]
     choices = [pairs for pairs in PAIRS if 8 * pairs <= length - 1]
     pairs_B = rng.choice(choices, size=rows)
     tokens_BT, level_BT = np.empty((rows, length), np.int64), np.empty((rows, length), np.int64)
     for pairs in choices:
         chosen = pairs_B == pairs
-        count = -(-(length - 1) // (8 * pairs))
-        items, level = recall_items(rng, (int(chosen.sum()), count), pairs)
-        tokens_BT[chosen], level_BT[chosen], _ = fill("R2", items, level, length)
+        slots = min(3 * pairs, (length - 1) // (1 + tokens) - pairs)
+        count = -(-(length - 1) // ((1 + tokens) * (pairs + slots)))
+        items, level = recall_items(rng, (int(chosen.sum()), count), pairs, slots, tokens)
+        tokens_BT[chosen], level_BT[chosen], _ = fill(task, items, level, length)
     return Rows.without_foil(tokens_BT, level_BT)
 
 
-def recall_items(rng, shape: tuple[int, int], pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items [*shape, 8 pairs] and their levels."""
+def long_values(rng, shape: tuple[int, int], pairs: int) -> np.ndarray:
+    """Values of 3 tokens [*shape, pairs, 3], below 128.  Every token stands under two keys of the item, and
+    two keys never share more than one: after a token two could come next, so no value is copied on without
+    its key or the tokens before.  Keys are dealt into fours, which first tokens pair as 01 23, second tokens
+    as 02 13, third tokens as 03 12."""
+    four, one = np.divmod(np.argsort(rng.random((*shape, pairs)), axis=-1), 4)
+    halves = np.stack([one // 2, one % 2, one // 2 ^ one % 2], axis=-1)
+    kinds = distinct(rng, shape, several.LONG * pairs // 2, VALUES).reshape(*shape, several.LONG, pairs // 2)
+    return np.take_along_axis(kinds.swapaxes(-1, -2), 2 * four[..., None] + halves, axis=-2)
+
+
+def recall_items(rng, shape: tuple[int, int], pairs: int, slots: int, tokens: int) -> tuple[np.ndarray, ...]:
+    """Items [*shape, (1 + tokens) (pairs + slots)] and their levels."""
     key_BMK = KEY + distinct(rng, shape, pairs, KEYS)
-    value_BMK = VALUE + rng.integers(VALUES, size=(*shape, pairs))
-    slots = 3 * pairs
+    if tokens == 1:
+        value_BMKA = VALUE + rng.integers(VALUES, size=(*shape, pairs, 1))
+    else:
+        value_BMKA = VALUE + long_values(rng, shape, pairs)
+    width = 1 + tokens
     # The `pairs` smallest of E_j / w_j, E exponential, are a draw without replacement with weights w.
     weight = np.arange(1, slots + 1) ** (GAP_POWER - 1)
     drawn = np.argsort(rng.standard_exponential((*shape, slots)) / weight, axis=-1)[..., :pairs]
     asked = np.argsort(rng.random((*shape, pairs)), axis=-1)
-    query = WORD + rng.integers(WORDS, size=(*shape, slots, 2))
-    level = np.full((*shape, 4 * pairs, 2), -1)
+    query = WORD + rng.integers(WORDS, size=(*shape, slots, width))
+    level = np.full((*shape, pairs + slots, width), -1)
     row, item, _ = np.ogrid[: shape[0], : shape[1], :1]
-    query[row, item, drawn, 0] = np.take_along_axis(key_BMK, asked, axis=-1)
-    query[row, item, drawn, 1] = np.take_along_axis(value_BMK, asked, axis=-1)
-    level[row, item, pairs + drawn, 1] = pairs
-    items = np.concatenate([np.stack([key_BMK, value_BMK], axis=-1), query], axis=-2)
-    return items.reshape(*shape, 8 * pairs), level.reshape(*shape, 8 * pairs)
+    pair = np.concatenate([key_BMK[..., None], value_BMKA], axis=-1)
+    query[row, item, drawn] = np.take_along_axis(pair, asked[..., None], axis=-2)
+    level[row, item, pairs + drawn, 1:] = several.levels(pairs, tokens)
+    items = np.concatenate([pair, query], axis=-2)
+    return items.reshape(*shape, width * (pairs + slots)), level.reshape(*shape, width * (pairs + slots))
 
 
 TASKS = (
@@ -157,6 +175,19 @@ TASKS = (
         knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; power-law gaps",
         level="pairs",
         answers=(VALUE, VALUES),
-        generate=recall,
+        generate=partial(recall, task="R2"),
+    ),
+    GradedTask(
+        name="R23",
+        title="recall of three tokens: R2 with longer values, for the effect of an answer's length",
+        chance=1 / VALUES,
+        ceiling=1.0,
+        scored="the 3 tokens of the value after each asked key",
+        knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; 3 tokens, by chance all right 1 in "
+        "128^3; each stands under two keys of the item",
+        level="10 x pairs + 1, 2, 3 which token of the value",
+        answers=(VALUE, VALUES),
+        mixed=False,
+        generate=partial(recall, task="R23"),
     ),
 )

@@ -1,12 +1,12 @@
-"""K: facts about entities, learnt from many statements and asked in a form that was never seen."""
+"""K, K3: facts about entities, learnt from many statements and asked in a form that was never seen."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
-from wane.train.data import key
+from wane.train.data import key, several
 from wane.train.data.graded_language import tagged
 from wane.train.data.task import GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import KEY, KEYS, VALUE, VALUES, WORD, distinct
@@ -16,6 +16,9 @@ LONGEST_NAME = 4
 ATTRIBUTE_WORD = WORD + 32  # 16 words: which attribute, as each template calls it
 ORDERS = np.array(list(permutations(range(ATTRIBUTES))))
 MOST_FACTS = KEYS * KEYS  # the first two tokens of a name are its own
+TOKENS = {"K": 1, "K3": several.LONG}  # of an attribute's value
+FIRST_VALUE = VALUE + np.arange(ATTRIBUTES) % 2 * ATTRIBUTE_VALUES  # of each attribute
+TYPES = tuple(range(first, first + ATTRIBUTE_VALUES) for first in FIRST_VALUE[:2].tolist())  # of values
 
 # Template t never states its attributes in the orders o with o % 4 = t: those 24 of the 96 forms are asked.
 HELD_OUT = np.array([[o % TEMPLATES == t for o in range(len(ORDERS))] for t in range(TEMPLATES)])
@@ -37,27 +40,41 @@ def entities(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     names = KEY + np.column_stack([first_two // KEYS, first_two % KEYS, rest])
     lengths = rng.integers(2, LONGEST_NAME + 1, size=world.facts)
     values = rng.integers(ATTRIBUTE_VALUES, size=(world.facts, ATTRIBUTES))
-    return names, lengths, VALUE + values + np.arange(ATTRIBUTES) % 2 * ATTRIBUTE_VALUES
+    return names, lengths, values + FIRST_VALUE
 
 
-def facts(rng, rows: int, length: int, world: World, role: Role) -> Rows:
+@lru_cache(maxsize=8)
+def values_of_entities(world: World, tokens: int) -> np.ndarray:
+    """Attribute values [facts, 4, tokens], every token uniform over its attribute's 64.  Those of a value of
+    several are independent of each other and of the value of one token: what K teaches about an entity says
+    nothing about K3, and a first token tells the others only where no other entity has it."""
+    if tokens == 1:
+        return entities(world)[2][..., None]
+    rng = key.generator("long values", world.seed)
+    number = rng.integers(ATTRIBUTE_VALUES, size=(world.facts, ATTRIBUTES, tokens))
+    return number + FIRST_VALUE[:, None]
+
+
+def facts(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
     """Statements: a name, then (attribute word, value) four times, in the words of one of 4 templates and
     some order.  Scored: the values.  Evaluation uses only the forms (template, order) that training never
     does.  No entity comes twice in a row while there are enough of them, so nothing is read off the context."""
-    names, name_lengths, values = entities(world)
-    count = -(-(length - 1) // (2 + 2 * ATTRIBUTES))
+    names, name_lengths, _ = entities(world)
+    values, width = values_of_entities(world, TOKENS[task]), 1 + TOKENS[task]
+    count = -(-(length - 1) // (2 + width * ATTRIBUTES))
     entity = distinct(rng, (rows,), count, world.facts)
     form = FORMS[role][rng.integers(len(FORMS[role]), size=entity.shape)]
     template, order = form[..., 0, None], ORDERS[form[..., 1]]
-    items = np.empty((*entity.shape, LONGEST_NAME + 2 * ATTRIBUTES), np.int64)
-    items[..., :LONGEST_NAME] = names[entity]
-    items[..., LONGEST_NAME::2] = ATTRIBUTE_WORD + template * ATTRIBUTES + order
-    items[..., LONGEST_NAME + 1 :: 2] = np.take_along_axis(values[entity], order, axis=-1)
-    level = np.full(items.shape, -1)
-    level[..., LONGEST_NAME + 1 :: 2] = 0
+    said = np.empty((*order.shape, width), np.int64)
+    said[..., 0] = ATTRIBUTE_WORD + template * ATTRIBUTES + order
+    said[..., 1:] = np.take_along_axis(values[entity], order[..., None], axis=-2)
+    said = said.reshape(*entity.shape, ATTRIBUTES * width)
+    items = np.concatenate([names[entity], said], axis=-1)
+    level_W = np.append(-1, several.levels(0, TOKENS[task]))  # of a word and its value
+    level_I = np.append(np.full(LONGEST_NAME, -1), np.tile(level_W, ATTRIBUTES))
     at = np.arange(items.shape[-1])
     keep = (at >= LONGEST_NAME) | (at < name_lengths[entity][..., None])
-    return tagged("K", items, level, keep, length)
+    return tagged(task, items, np.broadcast_to(level_I, items.shape), keep, length)
 
 
 class Exposure(NamedTuple):
@@ -89,7 +106,23 @@ TASKS = (
         knobs="data.facts entities of 4 x 6 bits; 4 templates x 24 orders, a quarter kept for evaluation",
         level="",
         answers=(VALUE, VALUES),
-        generate=facts,
+        types=TYPES,
+        generate=partial(facts, task="K"),
+        names=NAMES,
+    ),
+    GradedTask(
+        name="K3",
+        title="facts in three tokens: K with longer values, for the effect of an answer's length",
+        chance=1 / ATTRIBUTE_VALUES,
+        ceiling=1.0,
+        scored="the 3 tokens of the 4 attribute values of each statement",
+        knobs="data.facts entities of 4 x 18 bits; 3 tokens of 64, by chance all right 1 in 64^3; "
+        "4 templates x 24 orders, a quarter kept for evaluation",
+        level="1, 2, 3: which token of the value",
+        answers=(VALUE, VALUES),
+        types=TYPES,
+        mixed=False,
+        generate=partial(facts, task="K3"),
         names=NAMES,
     ),
 )

@@ -30,6 +30,14 @@ KIND_V = np.zeros(SIZE, np.int64)
 KIND_V[SYMBOL:CLASS], KIND_V[CLASS:BEGIN] = KIND_SYMBOL, KIND_CLASS
 KIND_V[DIGIT : DIGIT + MOST + 1], KIND_V[BEGIN], KIND_V[CLOSE] = KIND_DIGIT, KIND_BEGIN, KIND_CLOSE
 
+# Of answers.  EQUALS is never right; without it what marks the parts of an answer would be three options.
+TYPES = (
+    range(SYMBOL, CLASS),
+    range(CLASS, BEGIN),
+    range(DIGIT, DIGIT + MOST + 1),
+    (END, EQUALS, BEGIN, CLOSE),
+)
+
 
 def _plan(form: str, count: int) -> list[int]:
     each = list(range(count))
@@ -200,6 +208,7 @@ TASKS = (
         "for evaluation, where it is half of the items",
         level="100 x format (1..8) + 10 where format x length is held out + 0 first token, 1 later, 2 end",
         answers=(END, CLOSE + 1 - END),
+        types=TYPES,
         mixed=False,
         generate=instruct,
         names={WORD + i: f"{form}:" for i, form in enumerate(FORMATS)}

@@ -1,6 +1,6 @@
 """L1, L2, L3: the structure of language in three sizes: next symbol, agreement, nesting."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -10,13 +10,22 @@ from wane.train.data.vocabulary import END, SYMBOL, TAGS, WORD, pack
 
 STATES = 64
 SUCCESSOR_P = (0.5, 0.25, 0.15, 0.1)  # entropy rate 1.208 nats
+ORDER = {"L1": 1, "L1o2": 2}  # on how many states before it the next one depends
+TABLE = {1: "markov", 2: "markov of order 2"}  # what their tables are drawn by
 
 
 @lru_cache(maxsize=8)
-def successors(world_seed: int) -> np.ndarray:
-    """The four successors of every state [64, 4], all different.  Each column is a permutation, so the
-    stationary distribution is exactly uniform and a unigram predictor is right 1 time in 64."""
-    rng = key.generator("markov", world_seed)
+def successors(world_seed: int, order: int = 1) -> np.ndarray:
+    """The four successors, all different, of every context of `order` states [64^order, 4]; that of a and
+    then b is number 64 a + b.  For given later states each column is a permutation of the earliest, so the
+    stationary distribution of contexts is exactly uniform, and a predictor that does not see the earliest is
+    right 1 time in 64."""
+    rng = key.generator(TABLE[order], world_seed)
+    return np.stack([table(rng) for _ in range(STATES ** (order - 1))], axis=1).reshape(-1, len(SUCCESSOR_P))
+
+
+def table(rng: np.random.Generator) -> np.ndarray:
+    """Four permutations of the states that differ everywhere [64, 4]."""
     columns: list[np.ndarray] = []
     while len(columns) < len(SUCCESSOR_P):
         candidate = rng.permutation(STATES)
@@ -25,25 +34,27 @@ def successors(world_seed: int) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def markov(rng: np.random.Generator, rows: int, length: int, world: World) -> np.ndarray:
+def markov(rng: np.random.Generator, rows: int, length: int, world: World, order: int = 1) -> np.ndarray:
     """States [rows, length] of the Markov chain, started in its stationary distribution."""
-    flat = successors(world.seed).ravel()
+    later = STATES ** (order - 1)  # contexts without their earliest state
+    contexts = np.arange(STATES * later)[:, None]
+    onward = (contexts % later * STATES + successors(world.seed, order)).ravel()
     edges = np.cumsum(SUCCESSOR_P[:-1])
     choice_TB = np.searchsorted(edges, rng.random((length, rows)), side="right")
-    state_TB = np.empty((length, rows), np.int64)
-    state = rng.integers(STATES, size=rows)
-    for t in range(length):  # the only loop over time: each state needs the one before it
-        state_TB[t] = state
-        state = flat.take(state * len(SUCCESSOR_P) + choice_TB[t])
-    return state_TB.T
+    context_TB = np.empty((length, rows), np.int64)
+    context = rng.integers(STATES * later, size=rows)
+    for t in range(length):  # the only loop over time: each state needs those before it
+        context_TB[t] = context
+        context = onward.take(context * len(SUCCESSOR_P) + choice_TB[t])
+    return context_TB.T // later
 
 
-def bigram(rng, rows: int, length: int, world: World, role: Role) -> Rows:
-    """One chain per row.  Scored: every symbol that has a predecessor."""
-    tokens_BT = np.full((rows, length), TAGS["L1"])
-    tokens_BT[:, 1:] = SYMBOL + markov(rng, rows, length - 1, world)
+def chain(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
+    """One Markov chain per row.  Scored: every symbol that has as many predecessors as it depends on."""
+    tokens_BT = np.full((rows, length), TAGS[task])
+    tokens_BT[:, 1:] = SYMBOL + markov(rng, rows, length - 1, world, ORDER[task])
     level_BT = np.zeros((rows, length), np.int64)
-    level_BT[:, :2] = -1
+    level_BT[:, : 1 + ORDER[task]] = -1
     return Rows.without_foil(tokens_BT, level_BT)
 
 
@@ -142,7 +153,7 @@ TASKS = (
         knobs="4 successors with p = .5, .25, .15, .1; entropy rate 1.208 nats",
         level="",
         answers=(SYMBOL, STATES),
-        generate=bigram,
+        generate=partial(chain, task="L1"),
     ),
     GradedTask(
         name="L2",
@@ -167,5 +178,17 @@ TASKS = (
         answers=(CLOSE, BRACKETS),
         generate=dyck,
         names=L3_NAMES,
+    ),
+    GradedTask(
+        name="L1o2",
+        title="trigram: the next symbol of a chain of 64 states that looks back at two",
+        chance=1 / STATES,
+        ceiling=SUCCESSOR_P[0],
+        scored="every symbol but the first two",
+        knobs="4 successors of two states with p = .5, .25, .15, .1; entropy rate 1.208 nats",
+        level="",
+        answers=(SYMBOL, STATES),
+        mixed=False,
+        generate=partial(chain, task="L1o2"),
     ),
 )

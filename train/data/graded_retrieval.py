@@ -11,6 +11,7 @@ from wane.train.data.graded_facts import (
     NAMES,
     ORDERS,
     TEMPLATES,
+    TYPES,
 )
 from wane.train.data.graded_language import tagged
 from wane.train.data.task import GradedTask, Role, Rows, World
@@ -77,6 +78,7 @@ TASKS = (
         knobs="4 attributes of 64 values; 12 pairs of templates, 4 of them kept for evaluation; 24 orders",
         level="",
         answers=(VALUE, VALUES),
+        types=TYPES,
         mixed=False,
         generate=restate,
         names=NAMES | {SAME: "same:"},

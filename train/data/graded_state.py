@@ -13,6 +13,7 @@ DEGREES = (3, 5)  # S3 is solvable, S5 is the smallest symmetric group that is n
 ELEMENTS = [element for degree in DEGREES for element in permutations(range(degree))]
 SIZES = np.array([sum(len(element) == degree for element in ELEMENTS) for degree in DEGREES])  # 6, 120
 FIRST = np.cumsum(SIZES) - SIZES
+TYPES = tuple(range(SYMBOL + f, SYMBOL + f + n) for f, n in zip(FIRST.tolist(), SIZES.tolist(), strict=True))
 SHORTEST, LONGEST = 4, 16
 STEP_LEVEL = 50  # added to the level of a written step
 NAMES = {SYMBOL + i: "".join(map(str, element)) for i, element in enumerate(ELEMENTS)}
@@ -74,6 +75,7 @@ TASKS = (
         knobs="S3 and S5, 4..16 factors; half of the items direct, half with the product after every factor",
         level="100 x degree (3, 5) + factors so far; 50 more where steps are written",
         answers=(SYMBOL, len(ELEMENTS)),
+        types=TYPES,
         generate=state,
         mixed=False,
         names=NAMES,

@@ -1,11 +1,11 @@
-"""T1, T2: what is true against what is usual or often said: exceptions to a default, tagged misconceptions."""
+"""T1, T13, T2: what is true against what is usual or often said: exceptions, tagged misconceptions."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import permutations
 
 import numpy as np
 
-from wane.train.data import key
+from wane.train.data import key, several
 from wane.train.data.graded_facts import MOST_FACTS
 from wane.train.data.graded_language import tagged
 from wane.train.data.task import GradedTask, Role, Rows, World
@@ -14,39 +14,43 @@ from wane.train.data.vocabulary import KEY, KEYS, VALUE, WORD, distinct
 CATEGORIES = 16
 EXCEPTION_EVERY = 5  # 20 % of the entities
 ASK = WORD
+TOKENS = {"T1": 1, "T13": several.LONG}  # of a value
+WORLD_OF = {"T1": "exceptions", "T13": "exceptions of three tokens"}  # what their entities are drawn by
 
 
 @lru_cache(maxsize=8)
-def categorised(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Names [facts, 2], values [facts] and the defaults of their categories [facts], as tokens.
+def categorised(world: World, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names [facts, 2], values and the defaults of their categories, both [facts, tokens], as tokens.
 
     Eight first keys make a category.  Defaults and own values are the same 16 tokens, equally often, so that
-    a value's frequency does not tell whether it is an exception.
+    a value's frequency does not tell whether it is an exception.  Each of several tokens has categories of
+    its own, so that the default of one does not tell that of another; an exception differs in all of them.
     """
-    rng = key.generator("exceptions", world.seed)
+    rng = key.generator(WORLD_OF[task], world.seed)
     name = rng.permutation(MOST_FACTS)[: world.facts]
-    default_of_key = rng.permutation(KEYS) % CATEGORIES
+    default_of_key = np.stack([rng.permutation(KEYS) % CATEGORIES for _ in range(TOKENS[task])], axis=-1)
     default = default_of_key[name // KEYS]
-    own = (default + rng.integers(1, CATEGORIES, size=world.facts)) % CATEGORIES
-    exception = np.arange(world.facts) % EXCEPTION_EVERY == EXCEPTION_EVERY - 1
+    own = (default + rng.integers(1, CATEGORIES, size=default.shape)) % CATEGORIES
+    exception = np.arange(world.facts)[:, None] % EXCEPTION_EVERY == EXCEPTION_EVERY - 1
     names = KEY + np.column_stack([name // KEYS, name % KEYS])
     return names, VALUE + np.where(exception, own, default), VALUE + default
 
 
-def exceptions(rng, rows: int, length: int, world: World, role: Role) -> Rows:
+def exceptions(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
     """Statements `key1 key2 ASK value`; scored: the value.  Foil: of an exception the default of its category,
     of a regular entity that of another category."""
-    names, values, defaults = categorised(world)
-    entity = distinct(rng, (rows,), -(-(length - 1) // 4), world.facts)
+    names, values, defaults = categorised(world, task)
+    tokens = TOKENS[task]
+    entity = distinct(rng, (rows,), -(-(length - 1) // (3 + tokens)), world.facts)
     value, default = values[entity], defaults[entity]
     exception = value != default
-    items = np.empty((*entity.shape, 4), np.int64)
-    items[..., :2], items[..., 2], items[..., 3] = names[entity], ASK, value
+    items = np.empty((*entity.shape, 3 + tokens), np.int64)
+    items[..., :2], items[..., 2], items[..., 3:] = names[entity], ASK, value
     level, foil = np.full((2, *items.shape), -1)
-    level[..., 3] = exception
-    another = (default - VALUE + rng.integers(1, CATEGORIES, size=entity.shape)) % CATEGORIES
-    foil[..., 3] = np.where(exception, default, VALUE + another)
-    return tagged("T1", items, level, np.full(items.shape, True), length, foil)
+    level[..., 3:] = several.levels(exception[..., 0].astype(np.int64), tokens)
+    another = (default - VALUE + rng.integers(1, CATEGORIES, size=default.shape)) % CATEGORIES
+    foil[..., 3:] = np.where(exception, default, VALUE + another)
+    return tagged(task, items, level, np.full(items.shape, True), length, foil)
 
 
 RATIOS = (3, 9, 27)  # rumours per truth of a fact
@@ -125,7 +129,21 @@ TASKS = (
         knobs="data.facts entities in 16 categories by first key; 80 % have their category's value, 20 % another",
         level="0 regular, 1 exception",
         answers=(VALUE, CATEGORIES),
-        generate=exceptions,
+        generate=partial(exceptions, task="T1"),
+        mixed=False,
+        names={ASK: "is"},
+    ),
+    GradedTask(
+        name="T13",
+        title="default or exception in three tokens: T1 with longer values",
+        chance=1 / CATEGORIES,
+        ceiling=1.0,
+        scored="the 3 tokens of the value of each statement",
+        knobs="data.facts entities; 16 categories by first key for each token, by chance all right 1 in "
+        "16^3; 80 % have their categories' values, 20 % others in every token",
+        level="10 x (0 regular, 1 exception) + 1, 2, 3 which token of the value",
+        answers=(VALUE, CATEGORIES),
+        generate=partial(exceptions, task="T13"),
         mixed=False,
         names={ASK: "is"},
     ),

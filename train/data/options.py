@@ -4,6 +4,7 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.task import GradedTask, Task
+from wane.train.data.vocabulary import SIZE
 
 OPTIONS = 4
 
@@ -13,24 +14,37 @@ def values_of(task: Task) -> tuple[int, int]:
     return task.answers if isinstance(task, GradedTask) else (0, 0)
 
 
+def types_of(task: Task) -> list[np.ndarray]:
+    """The tokens of each kind of answer of a task: by the format of an item only one kind can be right.  All
+    values are of one kind where a task names none."""
+    first, count = values_of(task)
+    named = task.types if isinstance(task, GradedTask) else ()
+    return [np.array(kind) for kind in named or (range(first, first + count),)]
+
+
 def options(
     tokens_NT: np.ndarray, scored_NS: np.ndarray, foil_NS: np.ndarray, task: Task, seed: int
 ) -> np.ndarray:
-    """The answer and 3 wrong tokens in random order, int32 [N, S, 4]; -1 where nothing is scored, in text, and in
-    place of the options that a task with fewer values lacks."""
+    """The answer and 3 wrong tokens of its kind (`types_of`) in random order, int32 [N, S, 4]; -1 where
+    nothing is scored, in text, and in place of the options that a task with fewer values lacks."""
     options_NSO = np.full((*scored_NS.shape, OPTIONS), -1, np.int32)
-    first, count = values_of(task)
-    if count:
-        rng = key.generator("options", task.name, seed)
-        answer_M, foil_M = tokens_NT[:, 1:][scored_NS], foil_NS[scored_NS]
-        wrong_M = np.where(foil_M < 0, -1, foil_M - first)
-        options_NSO[scored_NS] = drawn(rng, answer_M - first, wrong_M, count, first)
+    if not values_of(task)[1]:
+        return options_NSO
+    rng = key.generator("options", task.name, seed)
+    answer_NS = np.where(scored_NS, tokens_NT[:, 1:], -1)
+    for kind in types_of(task):
+        of_kind_NS = np.isin(answer_NS, kind)
+        number_V = np.full(SIZE + 1, -1)  # of a token within its kind; the last is that of no token, -1
+        number_V[kind] = np.arange(len(kind))
+        found_MO = drawn(rng, number_V[answer_NS[of_kind_NS]], number_V[foil_NS[of_kind_NS]], len(kind))
+        options_NSO[of_kind_NS] = np.where(found_MO < 0, -1, kind[found_MO])
     return options_NSO
 
 
-def drawn(rng: np.random.Generator, answer_M, foil_M, count: int, first: int) -> np.ndarray:
+def drawn(rng: np.random.Generator, answer_M, foil_M, count: int, first: int = 0) -> np.ndarray:
     """Options [M, 4] of answers below `count`, `first` added.  The foil is one of the wrong ones where there is
-    one (not below 0); the others are different values, uniform over all: no frequency tells them apart."""
+    one (not below 0); the others are different values, uniform over all: where answers are equally frequent,
+    no frequency tells them apart."""
     taken_MK = answer_M[:, None]
     while (known := taken_MK.shape[1]) < min(OPTIONS, count):
         other_M = rng.integers(count - known, size=len(taken_MK))

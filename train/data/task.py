@@ -1,7 +1,7 @@
 """What a task of the graded language is, and the world that all of its sequences agree about."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -62,11 +62,14 @@ class GradedTask(Task):
     """A task of the graded language.
 
     answers: (first, count) of the tokens among which every answer is: the value set of a restricted choice.
+    types: the kinds of tokens among `answers`, of which the format of an item allows only one: wrong options
+    are of the kind of the answer, as its foil must be.  () where all answers are of one kind.
     mixed: whether it is in the mixture where data.task_shares names none.  names: of tokens that mean something
     special.
     """
 
     generate: Generate
     answers: tuple[int, int]
+    types: tuple[Sequence[int], ...] = ()
     mixed: bool = True
     names: Mapping[int, str] = dataclasses.field(default_factory=dict)

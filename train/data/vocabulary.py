@@ -12,10 +12,13 @@ VALUE, VALUES = 320, 128
 WORD, WORDS = 448, 64
 
 # A tag opens a sequence and says which task follows; 0 is never produced.  Those of the tasks outside the usual
-# mixture are digits from 16 on, which no task counts to.
+# mixture are digits from 16 on, which no task counts to, and one that the control tokens leave.
 TAGS = {"L1": 1, "L2": 2, "L3": 3, "S": 4, "K": 5, "R1": 6, "R2": 7, "M1": 8, "M2": 9, "X": 28}
 TAGS |= {
     task: DIGIT + 16 + i for i, task in enumerate(("M3", "I", "T1", "T2", "E", "L0", "L4", "G", "P", "B"))
+}
+TAGS |= {task: DIGIT + 26 + i for i, task in enumerate(("L1o2", "M1d", "M2l", "K3", "R23", "M23"))} | {
+    "T13": 29
 }
 END, EQUALS, PLUS, MINUS, DIRECT, STEPS, UNDEFINED = range(10, 17)
 REPEAT = {2: 17, 3: 18, 4: 19}  # S: answer with the token that many back

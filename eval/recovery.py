@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.measure import Batches
-from wane.eval.program import Program
 from wane.eval.sweep import Point, costing, measuring
 from wane.scaling.degrade.contract import Degradation, Fitted, Where
 from wane.scaling.edit import Edit, Params, filled
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.recover import Recovering, advance, begin, recovered

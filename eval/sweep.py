@@ -18,11 +18,11 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.measure import Batches, Measured, measure
-from wane.eval.metrics import METRICS, reads_streams
-from wane.eval.program import Program
+from wane.eval.metrics import METRICS, OURS, reads_streams
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.edit import Edit, Params, filled
 from wane.scaling.model import apply
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
 Severity = float | tuple[float, float]  # of a composition, one of each method
@@ -145,6 +145,13 @@ def costing(cost: Callable[[Params, Edit, Array], Cost], precision: str, points:
     return Program(each(points, cost, (None, 0, 0)), precision)
 
 
+def measurement(what: str, shape: Shape, metrics: tuple[str, ...], points: int) -> str | None:
+    """What a program computes, as `wane.scaling.executables` wants it said; None with a metric that was added from
+    elsewhere, since its name does not say what it does."""
+    ours = all(METRICS[name] in OURS for name in metrics)
+    return f"{what} {metrics} of {shape}, {points} points" if ours else None
+
+
 @functools.lru_cache(maxsize=32)
 def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
     """(params, edits, batches, stream) -> what of each point its metrics measure, all but its cost."""
@@ -156,7 +163,8 @@ def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: in
 
         return measure(shape, metrics, params, edit, run, batches)
 
-    return Program(each(points, program, (None, 0, None, None)), precision)
+    computes = measurement("measuring", shape, metrics, points)
+    return Program(each(points, program, (None, 0, None, None)), precision, computes=computes)
 
 
 @functools.lru_cache(maxsize=32)
@@ -171,7 +179,8 @@ def measuring_from(shape: Shape, metrics: tuple[str, ...], precision: str, point
 
         return measure(shape, metrics, params, edit, run, batches)
 
-    return Program(each(points, program, (None, 0, None, None, 0, 0)), precision)
+    computes = measurement("measuring_from", shape, metrics, points)
+    return Program(each(points, program, (None, 0, None, None, 0, 0)), precision, computes=computes)
 
 
 @functools.lru_cache(maxsize=32)
@@ -195,7 +204,7 @@ def undegraded(shape: Shape, precision: str) -> Program:
     def forward(params, batches):
         return lax.map(lambda b: apply(params, b.tokens[:, :-1], shape).x_BSD, batches)
 
-    return Program(forward, precision)
+    return Program(forward, precision, computes=f"undegraded of {shape}")
 
 
 @functools.lru_cache(maxsize=32)
@@ -210,4 +219,4 @@ def streams(shape: Shape, precision: str) -> Program:
 
         return jnp.moveaxis(lax.map(one, batches), 1, 0)
 
-    return Program(forward, precision)
+    return Program(forward, precision, computes=f"streams of {shape}")

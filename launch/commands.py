@@ -18,6 +18,7 @@ from wane.launch.plan import make_plan, show_plan
 from wane.launch.run import run_cell, run_study
 from wane.launch.samples import samples_in
 from wane.launch.speed import time_study
+from wane.scaling import executables
 from wane.train.data.cache import cache_dir
 
 OUT = Path("runs")
@@ -80,6 +81,7 @@ def execute(command: "cli.Command") -> None:
 def _configure_jax() -> None:
     """Compiled programs are kept on disk, however short their compilation was: the default of one second would
     skip every evaluation program."""
+    executables.keep_in(cache_dir() / "executables")
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -5,6 +5,8 @@ import gc
 import jax
 import pytest
 
+from wane.scaling.executables import keep_in
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_are_let_go():
@@ -12,6 +14,7 @@ def _compiled_programs_are_let_go():
     command line, run in a test, turns the cache on disk on; other tests would pay for writing to it."""
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+    keep_in(None)
     jax.clear_caches()
     gc.collect()
 

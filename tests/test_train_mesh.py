@@ -48,7 +48,8 @@ for axes in ((2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)):
     on("x".join(map(str, axes)), make_mesh(*axes))
 placed = Placement(run, make_mesh(2, 2, 2))
 state = restore(root / "8x1x1" / "checkpoints", 4, placed.abstract(4))
-placed.update(state)(state, placed.batch(np.stack([batches(s, 4) for s in run.data_seeds])), placed.rates())
+arguments = state, placed.batch(np.stack([batches(s, 4) for s in run.data_seeds])), placed.rates()
+placed.update(*arguments)(*arguments)
 abstract = placed.abstract(4)
 specs = {"q": str(abstract.params["blocks"]["q"].sharding.spec), "o": str(abstract.mask["o"].sharding.spec),
          "mu": str(abstract.opt_state[2].mu["embed"].sharding.spec), "step": str(abstract.step.sharding.spec),

@@ -75,7 +75,7 @@ def _advance(
         for step, marked_RBT in ahead:
             if run.masks(step + 1) and state_R.mask is None:
                 state_R, update = placement.mask(state_R), None
-            update = update or placement.update(state_R)
+            update = update or placement.update(state_R, marked_RBT, rates_R)
             state_R, metrics_R = update(state_R, marked_RBT, rates_R)
             logbook.add(metrics_R)
             if run.logs(step + 1):

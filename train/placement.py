@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 from wane.train.checkpoint import load_replica
 from wane.train.config import Train
@@ -62,13 +63,14 @@ class Placement:
         params_R = jax.jit(jax.vmap(masked))(state_R.params, mask_R)
         return self.put_state(state_R._replace(params=params_R, mask=mask_R))
 
-    def update(self, state_R: State) -> Update:
-        """The compiled pack_step for states like this one, which it consumes."""
+    def update(self, state_R: State, marked_RBT: Array, rates_R: Array) -> Update:
+        """The compiled pack_step for arguments like these, of which it consumes the state."""
         run = self.run
         if self.mesh is None:
-            return _update_program(run.shape, run.train, run.steps, run.packing, None, None)
+            program = _update_program(run.shape, run.train, run.steps, run.packing)
+            return program.executable(state_R, marked_RBT, rates_R)
         leaves, tree = jax.tree.flatten(state_sharding(self.mesh, state_R))
-        return _update_program(run.shape, run.train, run.steps, run.packing, tuple(leaves), tree)
+        return _sharded_update(run.shape, run.train, run.steps, run.packing, tuple(leaves), tree)
 
     def rates(self) -> Array:
         """Learning rate of each replica, f32 [R]."""
@@ -86,19 +88,25 @@ class Placement:
 
 
 @lru_cache(maxsize=8)
-def _init_program(shape: Shape, train: Train) -> Callable[[Array], State]:
-    return jax.jit(partial(init_pack, shape=shape, train=train))
+def _init_program(shape: Shape, train: Train) -> Program:
+    program = partial(init_pack, shape=shape, train=train)
+    return Program(program, computes=f"init_pack of {shape} {train}")
 
 
 @lru_cache(maxsize=8)
-def _update_program(
-    shape: Shape, train: Train, steps: int, packing: Packing, leaves: tuple[Any, ...] | None, tree: Any
+def _update_program(shape: Shape, train: Train, steps: int, packing: Packing) -> Program:
+    """Cached, so that the packs of one shape compile once."""
+    program = partial(pack_step, shape=shape, train=train, steps=steps, packing=packing)
+    computes = f"pack_step of {shape} {train} in {steps} steps, {packing}"
+    return Program(program, computes=computes, donate_argnums=0)
+
+
+@lru_cache(maxsize=8)
+def _sharded_update(
+    shape: Shape, train: Train, steps: int, packing: Packing, leaves: tuple[Any, ...], tree: Any
 ) -> Update:
-    """Cached, so that the packs of one shape compile once.  leaves, tree: the state's shardings, flattened
-    because a key of the cache must be hashable; where they are not pinned the partitioner may choose others
-    for the new state and the next call compiles again."""
-    shardings = None
-    if leaves is not None:
-        shardings = (jax.tree.unflatten(tree, leaves), replica_sharding(leaves[0].mesh))
+    """leaves, tree: the state's shardings, flattened because a key of the cache must be hashable; where they are
+    not pinned the partitioner may choose others for the new state and the next call compiles again."""
+    shardings = jax.tree.unflatten(tree, leaves), replica_sharding(leaves[0].mesh)
     program = partial(pack_step, shape=shape, train=train, steps=steps, packing=packing)
     return jax.jit(program, donate_argnums=0, out_shardings=shardings)

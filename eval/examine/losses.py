@@ -8,9 +8,9 @@ import numpy as np
 from jax import lax
 
 from wane.eval.examine.contract import Examined, Tick
-from wane.eval.program import Program
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply, nll
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
 Removal = Any  # a pytree of arrays, traced: what is taken away

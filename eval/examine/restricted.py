@@ -22,11 +22,11 @@ from wane.eval.examine.losses import Losses
 from wane.eval.examine.transformation import PARTS, transformations
 from wane.eval.examine.units import hidden_units
 from wane.eval.metrics.contract import Metric, Place
-from wane.eval.program import Program
 from wane.scaling.degrade.sequential import gram
 from wane.scaling.degrade.stream import over_batches
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import apply
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from wane.eval.program import Program
 from wane.scaling.degrade.gradients import mean_gradient
 from wane.scaling.edit import Edit, Params
+from wane.scaling.program import Program
 from wane.scaling.shape import MLP, Shape
 
 MATRICES = ("q", "k", "v", "o", *MLP)

@@ -15,9 +15,9 @@ from wane.eval.examine.tasks import OVERLAP, overlaps
 from wane.eval.examine.weights import Chosen, drawn, first_order, nothing, set_to_zero
 from wane.eval.metrics.contract import Metric, Place, Weights
 from wane.eval.metrics.structure import every_matrix, weight_entropy
-from wane.eval.program import Program
 from wane.eval.redundancy import rank_correlation
 from wane.scaling.edit import Edit
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

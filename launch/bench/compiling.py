@@ -14,6 +14,7 @@ from wane.launch.bench.setting import Setting
 from wane.launch.environment import resolve
 from wane.launch.run import run_study
 from wane.launch.studies import load_study
+from wane.scaling import executables
 
 Row = dict[str, Any]
 STAGES = ("train", "sweep")
@@ -25,8 +26,9 @@ EVENTS = {  # of jax.monitoring; durations in seconds
 
 
 def studying(*, study: str, overrides: list[str], cache: str, out: str) -> Work:
-    """A study from the beginning with a compilation cache in a folder of its own; facts: what it took."""
-    jax.config.update("jax_compilation_cache_dir", cache)
+    """A study from the beginning with caches in a folder of their own; facts: what it took."""
+    executables.keep_in(Path(cache) / "executables")
+    jax.config.update("jax_compilation_cache_dir", f"{cache}/xla")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     seconds = dict.fromkeys(EVENTS.values(), 0.0) | {"programs": 0}
@@ -51,7 +53,7 @@ def measure(setting: Setting, study: str, overrides: tuple[str, ...]) -> list[Ro
             setting.say(f"{study}: {run} run")
             arguments = {"study": study, "overrides": list(overrides)}
             with Peer(
-                f"{__name__}:studying", cache=f"{folder}/xla", out=f"{folder}/{run}", **arguments
+                f"{__name__}:studying", cache=f"{folder}/cache", out=f"{folder}/{run}", **arguments
             ) as peer:
                 rows.append({"study": study, "run": run, **peer.facts})
     return rows

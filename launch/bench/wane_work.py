@@ -77,8 +77,8 @@ def training(
     )  # fmt: skip
     placement = Placement(run, None)
     held = [placement.start()]
-    update, rates = placement.update(held[0]), placement.rates()
-    batch_RBT = placement.batch(tokens(shape, replicas, batch))
+    batch_RBT, rates = placement.batch(tokens(shape, replicas, batch)), placement.rates()
+    update = placement.update(held[0], batch_RBT, rates)
 
     def step() -> Any:
         held[0], metrics = update(held[0], batch_RBT, rates)

@@ -1,0 +1,118 @@
+"""Executables on disk: a program that this machine has compiled before is neither traced nor lowered again.
+
+jax keeps what XLA compiled, too, but finds it by the lowered program, and on small models tracing and lowering take
+longer than reading what was kept.  Here a file is found by everything that the executable follows from: what the
+caller says that it computes, the arguments' structure, shapes and types, the code of this package, the versions of
+the libraries that programs are written in, jax's settings, and the device.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pickle
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+from jax.stages import Compiled, Wrapped
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+PARTS = ("scaling", "train", "eval")  # of the package: all that programs are made of
+DIGEST = 32  # bytes, before what they are of
+
+log = logging.getLogger("wane")
+_kept: dict[str, Path] = {}
+
+
+def keep_in(folder: Path | None) -> None:
+    """Where executables are kept from now on; None: nowhere, as at first."""
+    _kept.clear()
+    if folder:
+        _kept["folder"] = folder
+
+
+def compiled(program: Wrapped, args: tuple, computes: str | None) -> Compiled:
+    """program.lower(*args).compile(), or what an earlier process left of it.
+
+    computes: all that the program follows from besides its arguments, in words that no other program shares; None
+    where that cannot be said (closures of arrays or of functions from elsewhere), and nothing is read or kept.  A
+    damaged file is made again; one that cannot be written is done without.
+    """
+    if not _kept or computes is None:
+        return program.lower(*args).compile()
+    file = (
+        _kept["folder"]
+        / hashlib.blake2b(
+            repr((computes, signature(args), _surroundings(), _settings())).encode(), digest_size=16
+        ).hexdigest()
+    )
+    found = _read(file, args)
+    if found is None:
+        found = program.lower(*args).compile()
+        _write(file, found)
+    return found
+
+
+def signature(args: Any) -> tuple:
+    """What of arguments an executable depends on; hashable."""
+    leaves, structure = jax.tree.flatten(args)
+    types = map(jax.typeof, leaves)
+    return structure, tuple((type_.shape, type_.dtype, type_.weak_type) for type_ in types)
+
+
+def _read(file: Path, args: tuple) -> Compiled | None:
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    if hashlib.blake2b(content[DIGEST:], digest_size=DIGEST).digest() != content[:DIGEST]:
+        log.warning("executable %s is damaged; compiling it again", file)
+        return None
+    executable, results = pickle.loads(content[DIGEST:])
+    trees = jax.tree.structure((args, {})), jax.tree.structure(results)
+    return serialize_executable.deserialize_and_load(executable, *trees)
+
+
+def _write(file: Path, made: Compiled) -> None:
+    try:
+        executable, _, tree = serialize_executable.serialize(made)
+    except (ValueError, NotImplementedError):  # holds arrays of its own, or the platform cannot
+        return
+    content = pickle.dumps((executable, jax.tree.unflatten(tree, range(tree.num_leaves))))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as out:
+            out.write(hashlib.blake2b(content, digest_size=DIGEST).digest() + content)
+        os.replace(temporary, file)
+    except OSError as error:
+        log.warning("cannot keep an executable in %s: %s", file.parent, error.strerror or error)
+
+
+def _settings() -> list[tuple[str, str]]:
+    """jax's, but for where it keeps things."""
+    return sorted((name, repr(value)) for name, value in jax.config.values.items() if "cache" not in name)
+
+
+@functools.cache
+def _surroundings() -> tuple:
+    device = jax.devices()[0]
+    code = hashlib.blake2b(digest_size=16)
+    package = Path(__file__).parents[1]
+    for path in sorted(path for part in PARTS for path in (package / part).rglob("*.py")):
+        code.update(f"{path.relative_to(package)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    versions = tuple(importlib.metadata.version(name) for name in LIBRARIES)
+    about = device.platform, device.device_kind, jax.device_count(), device.client.platform_version
+    return code.hexdigest(), versions, about, _processor(), os.environ.get("XLA_FLAGS")
+
+
+def _processor() -> tuple[str, ...]:
+    """Of the host: XLA compiles for its instructions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text() if info.exists() else ""
+    return tuple(sorted(set(re.findall(r"^(?:model name|flags|Features)\s*:.*$", lines, re.MULTILINE))))

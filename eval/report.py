@@ -23,7 +23,8 @@ def write_report(study: str | os.PathLike) -> pathlib.Path:
     damaged file.
     """
     study = pathlib.Path(study)
-    frame = summary.prepare(load_curves(study / "curves.parquet"))
+    curves = load_curves(study / "curves.parquet")
+    frame = summary.prepare(curves)
     plain = summary.plain(frame)
     shapes = palette.shapes(plain if len(plain) else frame)
     points = summary.plain_curves(frame)
@@ -39,7 +40,9 @@ def write_report(study: str | os.PathLike) -> pathlib.Path:
     config = _study(read_json(study / "study.json"))
     shape_of = {groups[member]: shape for member, shape in built.items() if shape is not None}
     speed = read_json(study / "speed.json")
-    body = sections.body(config, frame, shapes, points, content, stems=stems, shape_of=shape_of, speed=speed)
+    body = sections.body(
+        config, curves, frame, shapes, points, content, stems=stems, shape_of=shape_of, speed=speed
+    )
     with atomic_file(report / "index.html") as file:
         file.write(page.document(headline.name(config, frame), body, content).encode())
     return report / "index.html"

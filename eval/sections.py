@@ -6,10 +6,15 @@ from collections.abc import Mapping
 import pandas as pd
 
 from wane.eval import cost_table, summary, tables
+from wane.eval.calibrated import transfer_section
+from wane.eval.collapse_table import collapse_section
+from wane.eval.hazard_table import hazard_section
 from wane.eval.headline import headline
 from wane.eval.learning import accuracies, learned, learned_cells
+from wane.eval.rank_table import rank_section
 from wane.eval.removable import removable_section
 from wane.eval.summary import AXES, FEW_SEEDS
+from wane.eval.two_bits import BITS, two_bits_section
 from wane.scaling.shape import Shape
 
 GATE_SCORE, GATE_SHARE = 0.9, 0.8  # unless study.json fixes another rule under `gate`
@@ -17,6 +22,7 @@ GATE_SCORE, GATE_SHARE = 0.9, 0.8  # unless study.json fixes another rule under 
 
 def body(
     config: Mapping,
+    curves: pd.DataFrame,
     frame: pd.DataFrame,
     shapes: pd.DataFrame,
     points: pd.DataFrame,
@@ -26,8 +32,9 @@ def body(
     shape_of: Mapping[str, Shape],
     speed: Mapping,
 ) -> str:
-    """All sections; one without rows says so with a dash or is left out.  frame: of `summary.prepare`, points: of
-    `summary.plain_curves`; speed: what `wane speed` wrote."""
+    """All sections; one without rows says so with a dash or is left out.  curves: the curve table, frame: of
+    `summary.prepare`, points: of `summary.plain_curves`; speed: what `wane speed` wrote."""
+    groups = list(shapes["group"])
     parts = [
         ("curves", "Degradation curves", _curves(content, stems)),
         ("masked", "Pruned before, during and after training", _masked(content)),
@@ -35,7 +42,12 @@ def body(
         ("family", "Family", _family(config, frame, shapes, shape_of)),
         ("tasks", "Tasks", _tasks(config, frame, shapes)),
         ("learned", "Learnt along training", _learned(config, frame, shapes)),
-        ("removable", "Removable at almost no cost", removable_section(points, list(shapes["group"]))),
+        ("hazard", "Hazard per step", hazard_section(curves, groups)),
+        ("collapse", "Collapse of what models say", collapse_section(curves, groups)),
+        ("transfer", "Fitted on one task", transfer_section(frame, groups)),
+        ("removable", "Removable at almost no cost", removable_section(points, groups)),
+        ("rank", "Effective rank", rank_section(curves, groups)),
+        ("bits", f"Tolerance to {BITS} bits", two_bits_section(curves, frame, groups)),
         ("cost", "Cost", _cost(config, frame, shapes, speed)),
         ("training", "Training", _training(content)),
         ("diverged", "Diverged members", _diverged(frame)),

@@ -1,9 +1,12 @@
 """Stability of answers and of chains of steps, told by what was said: functions for tables and reports."""
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
+
+from wane.train.data.graded_steps import MODULUS
 
 NO_ANSWER = -1
 
@@ -79,6 +82,11 @@ def _chain_of(task: str, level: int) -> tuple[str, int]:
     degree, rest = divmod(level, 100)
     written, step = divmod(rest, 50)
     return f"S{degree} {'written' if written else 'direct'}", step
+
+
+def chance_of_chain(task: str, name: str) -> float:
+    """Accuracy of a guess among the answers of one of the `chains`: residues, or elements of its group."""
+    return 1 / MODULUS if task == "M2" else 1 / math.factorial(int(name[1]))
 
 
 def hazard(accuracy: Mapping[int, float], chance: float = 0.0) -> dict[int, float]:

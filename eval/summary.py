@@ -1,7 +1,7 @@
 """What the report and its figures show, computed from the curve table and nothing else.
 
-`prepare` adds to every row `group` (shape and arm), `curve` (method, scope and settings in words) and the
-derived metrics; every other function takes a frame that it returned.
+`named` adds to every row `group` (shape and arm) and `curve` (method, scope and settings in words), `prepare` the
+derived metrics too; every other function takes a frame that one of them returned.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 from scipy import stats
 
 AXES = {
@@ -24,17 +25,20 @@ FEW_SEEDS = 5  # below, a t-interval is so wide that the plain range says more
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with `group`, `curve` and rows of excess loss (loss(s) - loss(0)) and perplexity added.
     Values that are of one layer, level or position are left out."""
-    frame = frame[frame["axis"].isna()].copy()
-    frame["group"] = groups(frame)
-    keys = ["method", "scope", "settings", "calibration", "setting_2", "setting_2_unit"]
-    names = frame[keys].drop_duplicates()
-    names["curve"] = [curve_name(*values) for values in names.itertuples(index=False)]
-    frame = frame.merge(names, on=keys, how="left")
+    frame = named(frame[frame["axis"].isna()])
     loss = frame[frame["metric"] == "loss"]
     derived = [_excess_loss(loss)]
     if not (frame["metric"] == "perplexity").any():
         derived.append(loss.assign(metric="perplexity", unit="", value=np.exp(loss["value"])))
     return pd.concat([frame, *[rows for rows in derived if len(rows)]], ignore_index=True)
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the curve table, those of one layer, level or position too, with `group` and `curve`."""
+    keys = ["method", "scope", "settings", "calibration", "setting_2", "setting_2_unit"]
+    names = frame[keys].drop_duplicates()
+    names["curve"] = [curve_name(*values) for values in names.itertuples(index=False)]
+    return frame.assign(group=groups(frame)).merge(names, on=keys, how="left")
 
 
 def groups(frame: pd.DataFrame) -> pd.Series:
@@ -77,6 +81,11 @@ def _excess_loss(loss: pd.DataFrame) -> pd.DataFrame:
 def untouched(frame: pd.DataFrame) -> pd.Series:
     """Rows of models as they were trained: both severities 0."""
     return (frame["severity"] == 0) & (frame["severity_2"].fillna(0) == 0)
+
+
+def whole_mean(grouped: SeriesGroupBy) -> pd.Series:
+    """The mean of each group, NaN where one of its values is."""
+    return grouped.mean().where(grouped.count() == grouped.size())
 
 
 def last_checkpoint(frame: pd.DataFrame) -> pd.DataFrame:

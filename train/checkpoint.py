@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -103,8 +104,13 @@ def load_params(directory: Path, step: int, replica: int) -> Params:
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = leaf[replica]
+        node[name] = _of_pack(leaf, replica)
     return params
+
+
+def _of_pack(leaf_R: jax.Array, replica: int) -> jax.Array:
+    """One member's, cut by numpy: jax would compile a program for every shape."""
+    return jax.device_put(np.asarray(leaf_R)[replica])
 
 
 def load_replica(directory: Path, step: int, replica: int, abstract: Any) -> Any:
@@ -114,7 +120,7 @@ def load_replica(directory: Path, step: int, replica: int, abstract: Any) -> Any
     loaded = _load(directory, step, lambda stored: _structs(stored, ""))
     if missing := [path for path in paths if path not in loaded]:
         raise ValueError(f"checkpoint {directory / str(step)} has no {missing[0]}: another model's")
-    return jax.tree.unflatten(tree, [loaded[path][replica] for path in paths])
+    return jax.tree.unflatten(tree, [_of_pack(loaded[path], replica) for path in paths])
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ caller says that it computes, the arguments' structure, shapes and types, the co
 the libraries that programs are written in, jax's settings, and the device.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,6 +15,8 @@ import os
 import pickle
 import re
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from jax.stages import Compiled, Wrapped
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 PARTS = ("scaling", "train", "eval")  # of the package: all that programs are made of
+READING, KEEPING = "/wane/executables/reading", "/wane/executables/keeping"  # events, seconds
 DIGEST = 32  # bytes, before what they are of
 
 log = logging.getLogger("wane")
@@ -51,10 +55,12 @@ def compiled(program: Wrapped, args: tuple, computes: str | None) -> Compiled:
             repr((computes, signature(args), _surroundings(), _settings())).encode(), digest_size=16
         ).hexdigest()
     )
-    found = _read(file, args)
+    with _timed(READING):
+        found = _read(file, args)
     if found is None:
         found = program.lower(*args).compile()
-        _write(file, found)
+        with _timed(KEEPING):
+            _write(file, found)
     return found
 
 
@@ -63,6 +69,14 @@ def signature(args: Any) -> tuple:
     leaves, structure = jax.tree.flatten(args)
     types = map(jax.typeof, leaves)
     return structure, tuple((type_.shape, type_.dtype, type_.weak_type) for type_ in types)
+
+
+@contextlib.contextmanager
+def _timed(event: str) -> Iterator[None]:
+    """Told to the listeners of jax.monitoring, as jax tells them what compiling takes."""
+    started = time.perf_counter()
+    yield
+    jax.monitoring.record_event_duration_secs(event, time.perf_counter() - started)
 
 
 def _read(file: Path, args: tuple) -> Compiled | None:

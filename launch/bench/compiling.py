@@ -22,6 +22,8 @@ EVENTS = {  # of jax.monitoring; durations in seconds
     "/jax/core/compile/jaxpr_trace_duration": "tracing",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
     "/jax/core/compile/backend_compile_duration": "compiling",
+    executables.READING: "keeping",
+    executables.KEEPING: "keeping",
 }
 
 
@@ -36,7 +38,7 @@ def studying(*, study: str, overrides: list[str], cache: str, out: str) -> Work:
     def listen(event: str, duration: float, **_: Any) -> None:
         if event in EVENTS:
             seconds[EVENTS[event]] += duration
-            seconds["programs"] += EVENTS[event] == "compiling"
+            seconds["programs"] += EVENTS[event] == "compiling"  # by XLA, or found by jax
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     started = time.perf_counter()
@@ -60,8 +62,8 @@ def measure(setting: Setting, study: str, overrides: tuple[str, ...]) -> list[Ro
 
 
 def table(rows: list[Row]) -> Table:
-    """compiling: XLA, or reading what it has left on disk."""
-    columns = ("tracing", "lowering", "compiling")
+    """compiling: XLA, or what jax keeps of it; keeping: reading and writing of whole executables."""
+    columns = ("tracing", "lowering", "compiling", "keeping")
     out = Table("run", "programs", *columns, "all compilation", "whole run", title="seconds spent compiling")
     for row in rows:
         parts = [row[name] for name in columns]

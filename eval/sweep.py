@@ -20,6 +20,7 @@ from jax import Array, lax
 from wane.eval.measure import Batches, Measured, measure
 from wane.eval.metrics import METRICS, OURS, reads_streams
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
+from wane.scaling.degrade.cost import CostOf
 from wane.scaling.edit import Edit, Params, filled
 from wane.scaling.model import apply
 from wane.scaling.program import Program
@@ -142,7 +143,8 @@ def counted(degradation: Degradation) -> Callable[..., Edit]:
 @functools.lru_cache(maxsize=64)
 def costing(cost: Callable[[Params, Edit, Array], Cost], precision: str, points: int) -> Program:
     """(params, edits, severities) -> costs; one program for all methods whose costs are equal."""
-    return Program(each(points, cost, (None, 0, 0)), precision)
+    computes = cost.computes and f"{points} times {cost.computes}" if isinstance(cost, CostOf) else None
+    return Program(each(points, cost, (None, 0, 0)), precision, computes=computes)
 
 
 def measurement(what: str, shape: Shape, metrics: tuple[str, ...], points: int) -> str | None:

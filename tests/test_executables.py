@@ -1,5 +1,7 @@
 """Executables on disk: found by all that they follow from, never wrong, done without where they cannot be."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 from wane.eval.metrics import METRICS
 from wane.eval.sweep import measurement
 from wane.scaling import executables
+from wane.scaling.degrade import build
+from wane.scaling.degrade.contract import EVERYTHING, Scope
+from wane.scaling.degrade.cost import CostOf, MaskedBits, full_bits, structured_bits
 from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
@@ -150,3 +155,27 @@ def test_measurements_are_named_by_metrics_of_this_package_only(monkeypatch):
     assert measurement("measuring", SHAPE, names, 1) != measurement("measuring", SHAPE, ("loss",), 1)
     monkeypatch.setitem(METRICS, "mine", METRICS["kl"].__class__(**{**vars(METRICS["kl"]), "name": "mine"}))
     assert measurement("measuring", SHAPE, ("loss", "mine"), 1) is None
+
+
+def test_costs_are_named_by_values_and_functions_of_this_package_only():
+    named = {
+        name: CostOf(shape, bits).computes
+        for name, shape, bits in (
+            ("units", SHAPE, structured_bits),
+            ("other shape", dataclasses.replace(SHAPE, d_ff=32), structured_bits),
+            ("untouched", SHAPE, full_bits),
+            ("mask", SHAPE, MaskedBits(SHAPE, EVERYTHING)),
+            ("mask of q", SHAPE, MaskedBits(SHAPE, Scope(matrices=("q",)))),
+        )
+    }
+    assert None not in named.values()
+    assert len(set(named.values())) == len(named)
+    assert not any("0x" in name for name in named.values())
+    assert build("magnitude_weights", SHAPE).cost.computes == named["mask"]
+    groups = [build("rtn", SHAPE, settings={"group_size": size}).cost.computes for size in (4, 8)]
+    assert None not in groups
+    assert len({*groups, named["mask"]}) == 3
+    for held in (X, jnp.asarray(X), structured_bits):  # what a field holds must be told in words, too
+        assert CostOf(SHAPE, MaskedBits(SHAPE, held)).computes is None
+    assert CostOf(SHAPE, lambda removed, edit: 0.0).computes is None
+    assert CostOf(SHAPE, dict).computes is None

@@ -34,6 +34,17 @@ class CostOf(NamedTuple):
 
         return compared(params, edit, self.shape, bits)
 
+    @property
+    def computes(self) -> str | None:
+        """In words, as `wane.scaling.executables` wants it said; None where the bits are a closure, hold an array
+        or a function, or come from elsewhere: then words do not say what they are."""
+        value = isinstance(self.bits, tuple)
+        kind = type(self.bits) if value else self.bits
+        ours = kind.__module__.startswith("wane.") and "<locals>" not in kind.__qualname__
+        bits = repr(self.bits) if value else kind.__qualname__
+        told = ours and " at 0x" not in bits and "array(" not in bits.lower()
+        return f"cost of {self.shape}, {kind.__module__} {bits}" if told else None
+
 
 def compared(params: Params, edit: Edit, shape: Shape, bits: Callable[[Removed], Array]) -> Cost:
     """Trained and degraded block matrices compared entry by entry; bits(removed) per block weight."""

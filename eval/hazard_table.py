@@ -1,4 +1,4 @@
-"""How likely each step of a chain (tasks M2 and M3) goes wrong at every severity, tables of the report."""
+"""How likely each step of a chain (tasks M2, M2l and M3) goes wrong at every severity, tables of the report."""
 
 import html
 from collections.abc import Mapping
@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from wane.eval import summary
-from wane.eval.stability import chains, chance_of_chain, hazard
+from wane.eval.stability import CHAINS, chains, chance_of_chain, hazard
 from wane.eval.tables import NONE, table
 
-TASKS = ("M2", "M3")
 KEYS = ["group", "curve", "task", "severity", "setting", "setting_unit"]
 
 
@@ -22,7 +21,7 @@ def hazards(curves: pd.DataFrame) -> pd.DataFrame:
     Columns: KEYS, chain, `step`, `hazard`, a mean over draws, then members, and `members`.  Where one of them has
     nothing left before a step the mean is NaN: the others would be the better ones.
     """
-    of_chains = (curves["metric"] == "accuracy_by_level") & curves["task"].isin(TASKS)
+    of_chains = (curves["metric"] == "accuracy_by_level") & curves["task"].isin(CHAINS)
     rows = summary.plain(summary.named(curves[of_chains & (curves["status"] == "ok")]))
     told = []
     for place, part in rows.groupby([*KEYS, "member_id", "draw"], sort=False):
@@ -55,7 +54,7 @@ def hazard_section(curves: pd.DataFrame, groups: list[str]) -> str:
     if found.empty:
         return ""
     note = (
-        '<p class="note">The probability that a step of M2 or M3 goes wrong where all before it were '
+        '<p class="note">The probability that a step of M2, M2l or M3 goes wrong where all before it were '
         "right, by the number of steps: equal numbers in a row are steps that fail "
         "independently. A dash is a step before which nothing was left above chance; of a "
         "chain that the undegraded model has not learnt it says nothing.</p>"

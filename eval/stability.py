@@ -9,6 +9,7 @@ import numpy as np
 from wane.train.data.graded_steps import MODULUS
 
 NO_ANSWER = -1
+CHAINS = ("M2", "M2l", "M3")  # tasks whose levels count steps
 
 
 def agreement(answers_RM: np.ndarray) -> float:
@@ -60,13 +61,13 @@ def _alike(counts_MV: np.ndarray) -> np.ndarray:
 
 
 def chains(task: str, by_level: Mapping[float, float]) -> dict[str, dict[int, float]]:
-    """Rows of accuracy_by_level of M2 or M3 as chains: name -> {steps so far: accuracy}.
+    """Rows of accuracy_by_level of one of CHAINS as chains: name -> {steps so far: accuracy}.
 
     Direct answers come after so many steps at once; written ones after the true steps before, so that each
     tells of its own step.  Raises ValueError for another task: its levels count no steps.
     """
-    if task not in ("M2", "M3"):
-        raise ValueError(f"task = {task!r}: levels count steps in M2 and M3 only")
+    if task not in CHAINS:
+        raise ValueError(f"task = {task!r}: levels count steps in {', '.join(CHAINS)} only")
     told: dict[str, dict[int, float]] = {}
     for level in sorted(by_level):
         name, step = _chain_of(task, int(level))
@@ -76,7 +77,7 @@ def chains(task: str, by_level: Mapping[float, float]) -> dict[str, dict[int, fl
 
 def _chain_of(task: str, level: int) -> tuple[str, int]:
     """Inverse of the levels of `wane.train.data.graded_steps` and `graded_state`."""
-    if task == "M2":
+    if task != "M3":
         written, step = divmod(level, 10)
         return ("written" if written else "direct"), step
     degree, rest = divmod(level, 100)
@@ -86,7 +87,7 @@ def _chain_of(task: str, level: int) -> tuple[str, int]:
 
 def chance_of_chain(task: str, name: str) -> float:
     """Accuracy of a guess among the answers of one of the `chains`: residues, or elements of its group."""
-    return 1 / MODULUS if task == "M2" else 1 / math.factorial(int(name[1]))
+    return 1 / MODULUS if task != "M3" else 1 / math.factorial(int(name[1]))
 
 
 def hazard(accuracy: Mapping[int, float], chance: float = 0.0) -> dict[int, float]:

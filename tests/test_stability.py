@@ -237,6 +237,8 @@ def levels_of(task):
 
 
 def test_chains_read_the_levels_of_both_tasks():
+    _, levels = levels_of("M2l")
+    assert set(chains("M2l", dict.fromkeys(map(float, levels), 1.0))["direct"]) == set(range(1, 7))
     _, levels = levels_of("M2")
     told = chains("M2", {float(level): level / 100 for level in levels})
     assert told == {
@@ -251,7 +253,7 @@ def test_chains_read_the_levels_of_both_tasks():
         for level in chain.values():  # an element of S3 is a word of 3 digits
             answers = data.tokens_NT[:, 1:][data.scored_NS & (data.level_NS == level)]
             assert {len(ELEMENTS[int(token)]) for token in answers} == {int(name[1])}
-    with pytest.raises(ValueError, match="task = 'K': levels count steps in M2 and M3 only"):
+    with pytest.raises(ValueError, match="task = 'K': levels count steps in M2, M2l, M3 only"):
         chains("K", {0.0: 1.0})
 
 

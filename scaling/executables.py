@@ -27,6 +27,7 @@ from jax.stages import Compiled, Wrapped
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 PARTS = ("scaling", "train", "eval")  # of the package: all that programs are made of
 READING, KEEPING = "/wane/executables/reading", "/wane/executables/keeping"  # events, seconds
+READ_BY_JAX = "/jax/compilation_cache/cache_hits"  # event
 DIGEST = 32  # bytes, before what they are of
 
 log = logging.getLogger("wane")
@@ -45,7 +46,8 @@ def compiled(program: Wrapped, args: tuple, computes: str | None) -> Compiled:
 
     computes: all that the program follows from besides its arguments, in words that no other program shares; None
     where that cannot be said (closures of arrays or of functions from elsewhere), and nothing is read or kept.  A
-    damaged file is made again; one that cannot be written is done without.
+    damaged file is made again; one that cannot be written is done without.  Kept is only what XLA compiled just
+    now: an executable that jax has read from its own cache does not run (on CPU) after it was written once more.
     """
     if not _kept or computes is None:
         return program.lower(*args).compile()
@@ -58,9 +60,12 @@ def compiled(program: Wrapped, args: tuple, computes: str | None) -> Compiled:
     with _timed(READING):
         found = _read(file, args)
     if found is None:
-        found = program.lower(*args).compile()
-        with _timed(KEEPING):
-            _write(file, found)
+        lowered = program.lower(*args)
+        with _told(READ_BY_JAX) as read_by_jax:
+            found = lowered.compile()
+        if not read_by_jax:
+            with _timed(KEEPING):
+                _write(file, found)
     return found
 
 
@@ -77,6 +82,22 @@ def _timed(event: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     jax.monitoring.record_event_duration_secs(event, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _told(event: str) -> Iterator[list[str]]:
+    """The events of this name meanwhile."""
+    seen: list[str] = []
+
+    def listen(told: str, **_: Any) -> None:
+        if told == event:
+            seen.append(told)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
 
 
 def _read(file: Path, args: tuple) -> Compiled | None:

@@ -4,6 +4,7 @@ import gc
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from wane.scaling.executables import keep_in
 
@@ -14,6 +15,7 @@ def _compiled_programs_are_let_go():
     command line, run in a test, turns the cache on disk on; other tests would pay for writing to it."""
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()  # or jax goes on with the folder that it has opened
     keep_in(None)
     jax.clear_caches()
     gc.collect()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from wane.eval.metrics import METRICS
 from wane.eval.sweep import measurement
@@ -122,6 +123,29 @@ def test_a_damaged_file_is_made_again(folder, caplog):
     last = Traced()
     run(last)
     assert last.times == 0
+
+
+def test_what_jax_has_read_from_its_own_cache_is_not_written_once_more(folder, tmp_path):
+    """As after a kill between jax's writing and ours: written once more it would not run."""
+    names = "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes"
+    before = [getattr(jax.config, name) for name in names]
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    try:
+        for name in names:
+            jax.config.update(name, -1)
+        run(Traced())
+        assert list((tmp_path / "xla").iterdir())
+        (file,) = folder.iterdir()
+        file.unlink()
+        for _ in range(2):
+            assert float(run(Traced())["sum"][0]) == X.sum()
+        assert not list(folder.iterdir())
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, caplog):

@@ -9,7 +9,7 @@ are: a row's count tells how many.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wane.eval.metrics.answers import among_values, has_values
+from wane.eval.metrics.answers import among_values, first_of_cut, has_values
 from wane.eval.metrics.contract import Place, SequenceMetric, per_sequence
 from wane.eval.metrics.largest import choice
 from wane.eval.metrics.task_rows import is_task
@@ -30,14 +30,14 @@ def of_samples(view: View) -> tuple[Array, Array]:
     are the same, exact.  [B, 4] as TEMPERATURES."""
     counted_BS = has_values(view)
     # text has no values: there all logits would be -inf
-    logits_BSV = jnp.where(counted_BS[..., None], among_values(view), 0.0)
-    below_BSV = logits_BSV - logits_BSV.max(axis=-1, keepdims=True)
+    logits_BSM = jnp.where(counted_BS[..., None], among_values(view), 0.0)
+    below_BSM = logits_BSM - logits_BSM.max(axis=-1, keepdims=True)
 
-    root_BSV = jnp.exp(below_BSV / ROOT)  # one exponential for all temperatures: the others are its powers
+    root_BSM = jnp.exp(below_BSM / ROOT)  # one exponential for all temperatures: the others are its powers
 
     def at(temperature: float) -> tuple[Array, Array]:
-        size_BSV = root_BSV ** round(ROOT / temperature)
-        same_BS = jnp.square(size_BSV).sum(axis=-1) / jnp.square(size_BSV.sum(axis=-1))
+        size_BSM = root_BSM ** round(ROOT / temperature)
+        same_BS = jnp.square(size_BSM).sum(axis=-1) / jnp.square(size_BSM.sum(axis=-1))
         return per_sequence(lambda view: (same_BS, counted_BS))(view)
 
     sums, counts = zip(*(at(temperature) for temperature in TEMPERATURES), strict=True)
@@ -86,7 +86,7 @@ def of_wordings(view: View) -> tuple[Array, Array]:
     """Sums and counts [B, 2], 2 as PARTS, over pairs of a row's questions with questions of the batch about
     the same attribute in the words of another template: is the same value the most likely one?"""
     entity_Q, attribute_Q, template_Q, asked_Q = (a.ravel() for a in questions(view))
-    answer_Q = (choice(among_values(view)) - VALUE).ravel()
+    answer_Q = (first_of_cut(view) + choice(among_values(view)) - VALUE).ravel()
 
     def partners(*same: tuple[Array, int]) -> Array:
         """How many questions of another template agree with each in the attribute and in these [Q]."""

@@ -6,14 +6,16 @@ foil.  Items are the same, so what they differ in is that competition.
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
 from wane.eval.metrics.largest import is_largest, lead
 from wane.eval.metrics.loss import hit, task_bounds
 from wane.eval.metrics.view import View
-from wane.train.data import Task
+from wane.train.data import TASKS, Task
 from wane.train.data.options import OPTIONS, values_of
+
+MOST_VALUES = max(task.answers[1] for task in TASKS.values())
 
 
 def logit_of(logits_BSV: Array, token_BS: Array) -> Array:
@@ -21,11 +23,21 @@ def logit_of(logits_BSV: Array, token_BS: Array) -> Array:
     return jnp.take_along_axis(logits_BSV, jnp.maximum(token_BS, 0)[..., None], axis=-1)[..., 0]
 
 
+def first_of_cut(view: View) -> Array:
+    """The token that `among_values` begins with, int [B, 1]."""
+    V = view.logits_BSV.shape[-1]
+    return jnp.minimum(view.batch.values_B2[:, :1], V - min(MOST_VALUES, V))
+
+
 def among_values(view: View) -> Array:
-    """The logits of the task's values, -inf for other tokens [B, S, V]."""
-    first_B11, count_B11 = view.batch.values_B2.T[..., None, None]
-    place_V = jnp.arange(view.logits_BSV.shape[-1]) - first_B11
-    return jnp.where((place_V >= 0) & (place_V < count_B11), view.logits_BSV, -jnp.inf)
+    """The logits of the task's values, -inf for other tokens [B, S, M]: those of M tokens from `first_of_cut` on.
+    Without the rest of the vocabulary everything that is told of values costs a quarter."""
+    M, start_B1 = min(MOST_VALUES, view.logits_BSV.shape[-1]), first_of_cut(view)
+    cut = jax.vmap(lambda logits_SV, start: lax.dynamic_slice_in_dim(logits_SV, start, M, axis=1))
+    first_B1, count_B1 = jnp.split(view.batch.values_B2, 2, axis=1)
+    place_BM = start_B1 + jnp.arange(M) - first_B1
+    is_value_BM = (place_BM >= 0) & (place_BM < count_B1)
+    return jnp.where(is_value_BM[:, None], cut(view.logits_BSV, start_B1[:, 0]), -jnp.inf)
 
 
 def has_values(view: View) -> Array:
@@ -33,7 +45,8 @@ def has_values(view: View) -> Array:
 
 
 def hit_of_values(view: View) -> tuple[Array, Array]:
-    return is_largest(among_values(view), view.targets_BS).astype(jnp.float32), has_values(view)
+    place_BS = jnp.where(has_values(view), view.targets_BS - first_of_cut(view), 0)
+    return is_largest(among_values(view), place_BS).astype(jnp.float32), has_values(view)
 
 
 def among_options(view: View) -> Array:
@@ -70,10 +83,10 @@ def margin(view: View) -> tuple[Array, Array]:
 def answer_entropy(view: View) -> tuple[Array, Array]:
     counted_BS = has_values(view)
     # text has no values: there all logits would be -inf
-    logits_BSV = jnp.where(counted_BS[..., None], among_values(view), 0.0)
-    p_BSV = jax.nn.softmax(logits_BSV, axis=-1)
-    mean_BS = jnp.where(p_BSV > 0, p_BSV * logits_BSV, 0.0).sum(axis=-1)
-    return jax.nn.logsumexp(logits_BSV, axis=-1) - mean_BS, counted_BS
+    logits_BSM = jnp.where(counted_BS[..., None], among_values(view), 0.0)
+    p_BSM = jax.nn.softmax(logits_BSM, axis=-1)
+    mean_BS = jnp.where(p_BSM > 0, p_BSM * logits_BSM, 0.0).sum(axis=-1)
+    return jax.nn.logsumexp(logits_BSM, axis=-1) - mean_BS, counted_BS
 
 
 def level_loss(view: View) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from wane.eval.degrade import Degrade, Level
 from wane.eval.metrics import METRICS
 from wane.eval.metrics.contract import Place
 from wane.eval.recovery import recovery
-from wane.eval.rows import degrade_columns, member_columns, values, when
+from wane.eval.rows import agreements, degrade_columns, member_columns, said, values, when
 from wane.eval.study import Evaluation
 from wane.eval.subject import Member, Splits, Subject
 from wane.eval.sweep import Engine, Point
@@ -31,6 +31,7 @@ def sweep(
     method = programs.degradation
     units = dict(zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True))
     rows, clock = [], {"fit_seconds": 0.0, "sweep_seconds": 0.0}
+    of_draws: dict[tuple, list[tuple[dict, dict]]] = {}  # point -> of each draw its columns, and what it said
     for draw in draws:
         key = subject.draw_key(degrade, draw)
         started = time.perf_counter()
@@ -42,9 +43,14 @@ def sweep(
         for layer, head, level, point in swept(subject, degrade, programs, fitted, key):
             about = level._asdict() | units | {"layer": layer, "head": head, "draw": draw}
             about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
-            rows += point_rows(subject, degrade, about, point, cell_id)
+            common = point_columns(subject, degrade, about, point, cell_id)
+            rows += [common | row for row in values(subject, point.measured)]
+            of_draws.setdefault((layer, head, level), []).append((common, said(subject, point.measured)))
             tick(1)
         clock["sweep_seconds"] += time.perf_counter() - started
+    for columns, told in (zip(*point, strict=True) for point in of_draws.values()):
+        for common, compared in zip(columns, agreements(subject, told), strict=True):
+            rows += [common | row for row in compared]
     memory = {"fit_memory_bytes": sum(programs.fit.memory()), "point_memory_bytes": programs.memory()}
     return rows, clock | memory | {"executables": programs.executables()}
 
@@ -90,8 +96,8 @@ def selections(degrade: Degrade, shape: Shape) -> Iterator[tuple[int | None, int
             yield layer, head, Where.only(shape, layer, head)
 
 
-def point_rows(subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str) -> list[dict]:
-    """The rows of one point: one per metric and task with a count."""
+def point_columns(subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str) -> dict:
+    """What all rows of one point have in common."""
     cost = {name: float(value) for name, value in point.cost._asdict().items()}
     if not np.isfinite(cost["compression_ratio"]):  # nothing is left to store
         cost["compression_ratio"] = None
@@ -101,7 +107,7 @@ def point_rows(subject: Subject, degrade: Degrade, about: dict, point: Point, ce
     if degrade.built(subject.member.shape).needs_calibration:
         digest = subject.splits.calibration_digest(degrade.calibration)
         common |= {"calibration": degrade.calibration, "calibration_digest": digest}
-    return [common | row for row in values(subject, point.measured)]
+    return common
 
 
 def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:

@@ -9,13 +9,13 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.metrics import METRICS
-from wane.eval.metrics.contract import SequenceMetric, Statistic, TokenMetric, Weights
+from wane.eval.metrics.contract import PerToken, SequenceMetric, Statistic, Weights
 from wane.eval.metrics.view import Batch, View
 from wane.scaling.edit import Edit, Params, merge
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet
 
-KINDS = (SequenceMetric, TokenMetric, Statistic)
+KINDS = (SequenceMetric, PerToken, Statistic)
 
 
 class Batches(NamedTuple):
@@ -43,7 +43,7 @@ class Batches(NamedTuple):
 
 class Measured(NamedTuple):
     """What the metrics of one degraded model give, all f32: of sequence metrics sums and counts [columns,
-    sequences], a column per place; of token metrics a value per token [metrics, sequences, S], nan where it is not
+    sequences], a column per place; of those per token a value each [metrics, sequences, S], nan where it is not
     counted; of statistics the values of all places, one after the other."""
 
     sums: Array
@@ -69,7 +69,7 @@ def measure(
         seen = view(item)
         pairs = [metric.measure(seen) for metric in of_kind[SequenceMetric]]
         sums, counts = (_columns(parts) for parts in zip(*pairs, strict=True))
-        told = [metric.measure(seen) for metric in of_kind[TokenMetric]]
+        told = [metric.measure(seen) for metric in of_kind[PerToken]]
         tokens = [jnp.where(counted, value, jnp.nan) for value, counted in told]
         none = jnp.zeros((len(sums), 0, 0))
         totals = jax.tree.map(jnp.add, totals, [gather(seen) for gather in gathers])

@@ -1,6 +1,6 @@
 """From what was measured to rows: the value of every metric, task and place, and the columns of the point."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from wane.eval.degrade import Degrade
 from wane.eval.measure import Measured
 from wane.eval.metrics import METRICS
-from wane.eval.metrics.contract import Metric, Place, SequenceMetric, TokenMetric
+from wane.eval.metrics.contract import DrawMetric, Metric, PerToken, Place, SequenceMetric, TokenMetric
 from wane.eval.metrics.groups import GROUPS, Grouping
 from wane.eval.study import Evaluation
 from wane.eval.subject import Member, Splits, Subject
@@ -22,21 +22,52 @@ from wane.train.data.task import Task
 
 
 def values(subject: Subject, measured: Measured) -> Iterator[dict]:
-    """The values of a point: one dict per metric, task and place."""
+    """The values of a point: one dict per metric, task and place; what compares draws is in `agreements`."""
     sums, counts, tokens, others = (np.asarray(a, np.float64) for a in measured)
     shape, evaluation = subject.member.shape, subject.splits.evaluation
     N = len(evaluation.task_N)
     columns, per_token, statistics = zip(sums, counts, strict=True), iter(tokens), iter(others)
     for metric in (METRICS[name] for name in subject.settings.metrics):
-        if isinstance(metric, TokenMetric):
-            grouping = GROUPS[metric.by](evaluation, subject.splits.stream)
-            yield from token_rows(metric, next(per_token)[:N], grouping, evaluation)
+        if isinstance(metric, PerToken):
+            value_NS = next(per_token)[:N]
+            if isinstance(metric, TokenMetric):
+                grouping = GROUPS[metric.by](evaluation, subject.splits.stream)
+                yield from token_rows(metric, value_NS, grouping, evaluation)
             continue
         for place in metric.places(shape):
             if isinstance(metric, SequenceMetric):
                 yield from sequence_rows(metric, place, *next(columns), evaluation)
             else:
                 yield value_row(metric, place, "all", next(statistics), evaluation.scored_NS.size)
+
+
+def said(subject: Subject, measured: Measured) -> dict[DrawMetric, np.ndarray]:
+    """What of a point is compared with other draws: a value per token [N, S], nan where it is not counted."""
+    metrics = [METRICS[name] for name in subject.settings.metrics]
+    per_token = [metric for metric in metrics if isinstance(metric, PerToken)]
+    N = len(subject.splits.evaluation.task_N)
+    return {
+        metric: np.asarray(measured.tokens[i])[:N]
+        for i, metric in enumerate(per_token)
+        if isinstance(metric, DrawMetric)
+    }
+
+
+def agreements(subject: Subject, draws: Sequence[dict[DrawMetric, np.ndarray]]) -> Iterator[list[dict]]:
+    """Of every draw of a point the values that compare what it `said` with what the others did, per task."""
+    shape, evaluation = subject.member.shape, subject.splits.evaluation
+    for r, mine in enumerate(draws):
+        rows = []
+        for metric, mine_NS in mine.items():
+            others = [draw[metric] for q, draw in enumerate(draws) if q != r]
+            for i, task in enumerate(evaluation.tasks if others else ()):
+                counted_NS = ~np.isnan(mine_NS) & (evaluation.task_N == i)[:, None]
+                if counted_NS.any():
+                    compared = metric.compare(mine_NS[counted_NS], np.stack([o[counted_NS] for o in others]))
+                    for place, value in zip(metric.places(shape), compared, strict=True):
+                        row = value_row(metric, place, task.name, value, int(counted_NS.sum()))
+                        rows.append(row | bounds(metric, task))
+        yield rows
 
 
 def sequence_rows(

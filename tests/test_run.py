@@ -44,7 +44,7 @@ MOMENTS = {
     "in training": "wane.train.logbook,Logbook.write,3,after",
     "in mid-save, before the commit": "wane.train.checkpoint,array_digest,3,after",
     "after a save, before the old one is deleted": "wane.train.checkpoint,_prune,2,before",
-    "in a sweep": "wane.eval.cell,point_rows,6,after",
+    "in a sweep": "wane.eval.cell,point_columns,6,after",
     "while writing rows": "wane.eval.record,pq.write_table,2,after",
     "before the rows are renamed": "wane.eval.record,os.replace,14,before",
     "while writing the table of all curves": "wane.launch.run,merge,1,before",

@@ -1,8 +1,10 @@
 """Agreement of answers and hazard of steps: known cases, and loops over pairs in float64."""
 
+import copy
 import dataclasses
 from itertools import combinations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from wane.eval.metrics.view import Batch, View
 from wane.eval.stability import NO_ANSWER, beyond_chance, chains, hazard, kappa
 from wane.eval.stability import agreement as share
 from wane.eval.study import Degrade, Evaluation
-from wane.scaling.edit import Edit
+from wane.scaling.degrade.contract import Where
+from wane.scaling.edit import Edit, merge
+from wane.scaling.model import apply, unembed
 from wane.train.data import TASKS, Data, open_data
 from wane.train.data.graded_facts import ATTRIBUTE_WORD, entities
 from wane.train.data.graded_state import NAMES as ELEMENTS
@@ -228,6 +232,78 @@ def test_rows_tell_temperatures_and_wordings():
     assert {(row["task"], row["part"]) for row in wordings} == {
         (task, part) for task in ("all", "K") for part in agreement.PARTS
     }
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Rows of three draws of removed weights, and what each of them answers, from a forward pass of its own."""
+    data = Data(context=64, facts=FACTS, task_shares={"S": 1.0, "K": 1.0})
+    splits = splits_of(open_data(data, steps=4, batch_size=4), 4)
+    subject = subject_of(splits, shape=dataclasses.replace(SHAPE, context=64))
+    subject.settings = Evaluation(metrics=("loss", "agreement_of_draws"), batch=3)
+    degrade = Degrade(method="random_weights", severities=(0.5,), draws=3)
+    rows, _, _ = rows_of(subject, degrade)
+    engine, found, shape = subject.engine(degrade, 1), splits.evaluation, subject.member.shape
+    answers_RNS = []
+    for draw in range(3):
+        key = subject.draw_key(degrade, draw)
+        fitted = engine.fit(subject.params, subject.calibration(degrade), key)
+        where, key = Where.everywhere(shape), jax.random.fold_in(key, 1)
+        edit = engine.degrade(subject.params, fitted, np.float32(0.5), where, key)
+        params = merge(subject.params, edit)
+        out = apply(params, jnp.asarray(found.tokens_NT[:, :-1]), shape, edit)
+        logits_NSV = np.array(unembed(params, out.x_BSD, shape))
+        for n, (first, values) in enumerate(found.values_N2):
+            logits_NSV[n, :, :first] = logits_NSV[n, :, first + values :] = -np.inf
+        answers_RNS.append(logits_NSV.argmax(axis=-1))
+    return subject, degrade, rows, np.stack(answers_RNS)
+
+
+def test_agreement_of_draws_against_loops_over_pairs(drawn):
+    subject, _, rows, answers_RNS = drawn
+    found = subject.splits.evaluation
+    for i, task in enumerate(found.tasks):
+        answers_RM = answers_RNS[:, found.scored_NS & (found.task_N == i)[:, None]]
+        told = {
+            (r["draw"], r["part"]): r for r in rows if r["task"] == task.name and r["metric"] != "loss"
+            if r["severity"] == 0.5
+        }  # fmt: skip
+        assert len(told) == 6
+        for r in range(3):
+            others = [q for q in range(3) if q != r]
+            same = [a == b for q in others for a, b in zip(answers_RM[r], answers_RM[q], strict=True)]
+            another = [a == b for q in others for a in answers_RM[r] for b in answers_RM[q]]
+            for part, expected in (("same item", same), ("another item", another)):
+                assert told[r, part]["value"] == pytest.approx(np.mean(expected), rel=1e-12)
+                assert told[r, part]["count"] == answers_RM.shape[1]
+        mean = np.mean([told[r, "same item"]["value"] for r in range(3)])
+        assert mean == pytest.approx(share(answers_RM), rel=1e-12)
+        assert 0 < told[0, "same item"]["value"] < 1
+
+
+def test_undegraded_all_draws_agree(drawn):
+    _, _, rows, _ = drawn
+    told = [r for r in rows if r["severity"] == 0 and r["metric"] != "loss"]
+    assert {r["value"] for r in told if r["part"] == "same item"} == {1.0}
+    assert all(r["value"] < 1 for r in told if r["part"] == "another item")
+
+
+def test_one_draw_agrees_with_nobody(drawn):
+    subject, degrade, _, _ = drawn
+    rows, _, _ = rows_of(subject, degrade, draws=range(1))
+    assert {r["metric"] for r in rows} == {"loss"}
+
+
+def test_a_draw_that_is_not_a_number_has_no_agreement(drawn):
+    subject, degrade, _, _ = drawn
+    broken = copy.copy(subject)
+    broken.params = subject.params | {
+        "final_norm": jax.tree.map(lambda a: a * jnp.nan, subject.params["final_norm"])
+    }
+    rows, _, _ = rows_of(broken, degrade)
+    told = [r for r in rows if r["metric"] == "agreement_of_draws" and r["severity"] == 0.5]
+    assert len(told) == 2 * 2 * 3
+    assert {(r["value"], r["status"]) for r in told} == {(None, "diverged")}
 
 
 def levels_of(task):

@@ -1,16 +1,18 @@
-"""How stable answers are: over samples at a temperature, and over other wordings of a question (task K).
+"""How stable answers are: over samples at a temperature, over other wordings of a question (task K), and over
+draws of a random degradation.
 
-Who always says the same agrees with himself.  So beside the agreement over wordings stands that of answers
-about other entities, which is what agreement is by chance (`wane.eval.stability.beyond_chance`).  The stream
+Who always says the same agrees with himself.  So beside the agreement stands that of answers about other
+entities, or to other items, which is what agreement is by chance (`wane.eval.stability.beyond_chance`).  The stream
 asks for the same fact again in other rows; the pairs are those within a batch, fewer the more facts there
 are: a row's count tells how many.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from wane.eval.metrics.answers import among_values, first_of_cut, has_values
-from wane.eval.metrics.contract import Place, SequenceMetric, per_sequence
+from wane.eval.metrics.contract import DrawMetric, Place, SequenceMetric, per_sequence
 from wane.eval.metrics.largest import choice
 from wane.eval.metrics.task_rows import is_task
 from wane.eval.metrics.view import View
@@ -23,6 +25,7 @@ from wane.train.data.vocabulary import KEY, KEYS, VALUE, VALUES
 TEMPERATURES = (0.3, 0.5, 1.0, 1.5)
 ROOT = 3.0  # a whole multiple of each
 PARTS = ("other wording", "another entity")
+NOT_A_NUMBER = float("inf")  # nan is no answer at all
 
 
 def of_samples(view: View) -> tuple[Array, Array]:
@@ -115,6 +118,26 @@ def wording_places(shape: Shape) -> tuple[Place, ...]:
     return tuple(Place(part=part) for part in PARTS)
 
 
+def answered(view: View) -> tuple[Array, Array]:
+    """The token that is the most likely one of the task's values [B, S]."""
+    answer_BS = first_of_cut(view) + choice(among_values(view))
+    return jnp.where(jnp.isnan(view.nll_BS), NOT_A_NUMBER, answer_BS), has_values(view)
+
+
+def with_other_draws(mine_M: np.ndarray, others_RM: np.ndarray) -> tuple[float, float]:
+    """The share of this draw's answers that another draw gives too, to the same item, and to one taken at
+    random: mean over the other draws, which over all draws is that over pairs (`stability.agreement`)."""
+    if not (np.isfinite(mine_M).all() and np.isfinite(others_RM).all()):
+        return float("nan"), float("nan")
+    values = np.unique([mine_M, *others_RM])
+    share_V, others_V = ((np.ravel(a)[:, None] == values).mean(axis=0) for a in (mine_M, others_RM))
+    return float((mine_M == others_RM).mean()), float(share_V @ others_V)
+
+
+def draw_places(shape: Shape) -> tuple[Place, ...]:
+    return Place(part="same item"), Place(part="another item")
+
+
 METRICS = (
     SequenceMetric(
         name="agreement_of_temperatures",
@@ -134,5 +157,15 @@ METRICS = (
         better="neither",
         places=wording_places,
         measure=of_wordings,
+    ),
+    DrawMetric(
+        name="agreement_of_draws",
+        unit="fraction",
+        meaning="share of answers among the task's values that another draw of a random degradation gives too: to"
+        " the same item, and to one taken at random",
+        better="neither",
+        places=draw_places,
+        measure=answered,
+        compare=with_other_draws,
     ),
 )

@@ -1,16 +1,18 @@
 """The contract of every metric: what it sees of a degraded model, what it gives back, how its value is told.
 
-A metric is a small pure function inside the jitted evaluation.  Three kinds differ in what they give back:
+A metric is a small pure function inside the jitted evaluation.  Kinds differ in what they give back:
 `SequenceMetric` sums and counts of every sequence, which the host adds up in float64, per task too;
-`TokenMetric` a value for every token, which the host averages over groups of tokens (`wane.eval.metrics.groups`);
-`Statistic` values from sums over all batches, or from the weights alone.
+`PerToken` a value for every token, which the host averages over groups of tokens (`TokenMetric`,
+`wane.eval.metrics.groups`) or compares with other draws (`DrawMetric`); `Statistic` values from sums over all
+batches, or from the weights alone.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from wane.eval.metrics.view import View
@@ -103,12 +105,26 @@ class SequenceMetric(Metric):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenMetric(Metric):
-    """measure(view) -> (value, counted), f32 and bool [B, S]; rows hold the mean over each group of tokens that
-    `by`, a name of `wane.eval.metrics.groups.GROUPS`, tells apart."""
+class PerToken(Metric):
+    """measure(view) -> (value, counted), f32 and bool [B, S]."""
 
-    measure: Callable[[View], tuple[Array, Array]]
+    measure: OfTokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenMetric(PerToken):
+    """Rows hold the mean over each group of tokens that `by`, a name of `wane.eval.metrics.groups.GROUPS`, tells
+    apart."""
+
     by: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawMetric(PerToken):
+    """Rows of a draw compare it with the other draws of its cell, task by task: compare(mine [M], others [R, M]) ->
+    a float64 per place, over the M tokens that are counted.  None where a cell has one draw."""
+
+    compare: Callable[[np.ndarray, np.ndarray], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

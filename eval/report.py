@@ -18,9 +18,9 @@ TRAINING_POINTS = 400  # per member: more than a screen shows
 def write_report(study: str | os.PathLike) -> pathlib.Path:
     """Write `study`/report and return the path of its index.html.
 
-    Reads curves.parquet, study.json, speed.json and members/*/{config.json, train.jsonl}; what is missing of the
-    last four is shown as a dash or left out.  Raises FileNotFoundError without curves.parquet, ValueError for a
-    damaged file.
+    Reads curves.parquet, study.json, speed.json, samples.json and members/*/{config.json, train.jsonl}; what is
+    missing of the last five is shown as a dash or left out.  Raises FileNotFoundError without curves.parquet,
+    ValueError for a damaged file.
     """
     study = pathlib.Path(study)
     curves = load_curves(study / "curves.parquet")
@@ -39,10 +39,11 @@ def write_report(study: str | os.PathLike) -> pathlib.Path:
     content = page.data(frame, points, shapes, logs, groups)
     config = _study(read_json(study / "study.json"))
     shape_of = {groups[member]: shape for member, shape in built.items() if shape is not None}
-    speed = read_json(study / "speed.json")
+    speed, samples = (read_json(study / name) for name in ("speed.json", "samples.json"))
     body = sections.body(
-        config, curves, frame, shapes, points, content, stems=stems, shape_of=shape_of, speed=speed
-    )
+        config, curves, frame, shapes, points, content,
+        stems=stems, shape_of=shape_of, speed=speed, samples=samples,
+    )  # fmt: skip
     with atomic_file(report / "index.html") as file:
         file.write(page.document(headline.name(config, frame), body, content).encode())
     return report / "index.html"

@@ -1,8 +1,10 @@
 """What a member says at every severity, beside what it says undegraded: tokens to read, not to measure."""
 
 import functools
+import html
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +12,12 @@ from jax import Array
 
 from wane.eval.metrics.continuation import LONGEST
 from wane.eval.metrics.saying import begin, noise_keys, say
+from wane.eval.tables import table
 from wane.scaling.edit import Edit, Params, merge
 from wane.scaling.shape import Shape
+
+SIDES = ("prompt", "undegraded", "degraded")
+COLUMNS = ("prompt", "severity", "undegraded", "degraded")
 
 
 class Sample(NamedTuple):
@@ -61,11 +67,45 @@ def greedy(params: Params, edit: Edit, prompt_BP: Array, shape: Shape, length: i
     return say(params, begun, noise_keys(prompt_BP), length, shape, edit, (0.0,)).tokens_UBC[0]
 
 
-def samples_text(samples: Iterable[Sample], decode: Callable[[Sequence[int]], str]) -> str:
-    """A Markdown table, a row for each sample.  decode: of tokens, the text that they stand for."""
-    head = "| prompt | severity | undegraded | degraded |\n|---|---|---|---|\n"
-    rows = ((_cell(decode(s.prompt)), f"{s.severity:g}", *(_cell(decode(t)) for t in s[2:])) for s in samples)
-    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def told(samples: Iterable[Sample], decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
+    """In words, JSON-able.  decode: of tokens, the text that they stand for."""
+    return [{"severity": s.severity} | dict(zip(SIDES, map(decode, s[1:]), strict=True)) for s in samples]
+
+
+def samples_text(samples: Iterable[Mapping]) -> str:
+    """A Markdown table, a row for each of `told`."""
+    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+    rows = (" | ".join((_cell(s["prompt"]), f"{s['severity']:g}", *map(_cell, answers(s)))) for s in samples)
+    return head + "".join(f"| {row} |\n" for row in rows)
+
+
+def samples_section(recorded: Mapping) -> str:
+    """The report's tables of what `wane samples` recorded; nothing where it has not run."""
+    parts = [_samples_table(entry, task) for entry in recorded.values() for task in entry["tasks"]]
+    note = (
+        '<p class="note">Greedy continuations of first halves of evaluation sequences (<code>wane samples</code>); '
+        "marked from where the degraded model says something else.</p>"
+    )
+    return note + "".join(parts) if parts else ""
+
+
+def _samples_table(entry: Mapping, task: str) -> str:
+    name, member, degradation = map(html.escape, (task, entry["member"], entry["degradation"]))
+    cells = [
+        [html.escape(s["prompt"]), f"{s['severity']:g}", html.escape(s["undegraded"]), _marked(*answers(s))]
+        for s in entry["tasks"][task]
+    ]
+    return f"<h3>{name} <small>{member} · {degradation}</small></h3>" + table(COLUMNS, cells)
+
+
+def answers(sample: Mapping) -> tuple[str, str]:
+    return sample["undegraded"], sample["degraded"]
+
+
+def _marked(undegraded: str, degraded: str) -> str:
+    same = len(os.path.commonprefix([undegraded, degraded]))
+    rest = degraded[same:]
+    return html.escape(degraded[:same]) + (f"<mark>{html.escape(rest)}</mark>" if rest else "")
 
 
 def _cell(text: str) -> str:

@@ -13,6 +13,7 @@ from wane.eval.headline import headline
 from wane.eval.learning import accuracies, learned, learned_cells
 from wane.eval.rank_table import rank_section
 from wane.eval.removable import removable_section
+from wane.eval.samples import samples_section
 from wane.eval.summary import AXES, FEW_SEEDS
 from wane.eval.two_bits import BITS, two_bits_section
 from wane.scaling.shape import Shape
@@ -31,9 +32,10 @@ def body(
     stems: Mapping[str, str],
     shape_of: Mapping[str, Shape],
     speed: Mapping,
+    samples: Mapping,
 ) -> str:
     """All sections; one without rows says so with a dash or is left out.  curves: the curve table, frame: of
-    `summary.prepare`, points: of `summary.plain_curves`; speed: what `wane speed` wrote."""
+    `summary.prepare`, points: of `summary.plain_curves`; speed, samples: what the commands of these names wrote."""
     groups = list(shapes["group"])
     parts = [
         ("curves", "Degradation curves", _curves(content, stems)),
@@ -44,6 +46,7 @@ def body(
         ("learned", "Learnt along training", _learned(config, frame, shapes)),
         ("hazard", "Hazard per step", hazard_section(curves, groups)),
         ("collapse", "Collapse of what models say", collapse_section(curves, groups)),
+        ("samples", "What models say", samples_section(samples)),
         ("transfer", "Fitted on one task", transfer_section(frame, groups)),
         ("removable", "Removable at almost no cost", removable_section(points, groups)),
         ("rank", "Effective rank", rank_section(curves, groups)),

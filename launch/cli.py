@@ -154,7 +154,7 @@ class Mask:
 class Samples:
     """Print what a trained member says, undegraded and at every severity, side by side.
 
-    Prompts are first halves of evaluation sequences; continuations are greedy.
+    Prompts are first halves of evaluation sequences; continuations are greedy. `wane report` shows them too.
 
     Example:
       wane samples runs/quickstart --member d48-L4-f96-s0 --method wanda --severities 0.3 0.6 --task L2 --task S

@@ -5,10 +5,15 @@ from functools import partial
 from pathlib import Path
 
 from wane.eval.degrade import Degrade
-from wane.eval.samples import continuations, samples_text
+from wane.eval.members import read_json
+from wane.eval.rows import degrade_columns
+from wane.eval.samples import continuations, samples_text, told
+from wane.launch.directory import write_json
 from wane.launch.members import trained_member
 from wane.train.data import Stream, vocabulary
 from wane.train.data.source import TextSource
+
+RECORD = "samples.json"
 
 
 def samples_in(
@@ -19,10 +24,12 @@ def samples_in(
     tasks: Sequence[str],
     prompts: int,
 ) -> str:
-    """A Markdown table of greedy continuations behind the first halves of evaluation sequences.
+    """Markdown tables of greedy continuations behind the first halves of evaluation sequences; `wane report` shows
+    them too, from samples.json of the directory, where they take the place of those of the same member,
+    degradation and draw.
 
-    degradations: one severity each.  tasks: whose sequences, () for all; prompts: of each.  Raises ValueError in
-    one line for a member or a task that is not there, and where no severity is given.
+    degradations: one severity each, else alike.  tasks: whose sequences, () for all; prompts: of each.  Raises
+    ValueError in one line for a member or a task that is not there, and where no severity is given.
     """
     found = trained_member(directory, member)
     evaluation = found.plan.splits.evaluation
@@ -32,13 +39,18 @@ def samples_in(
     if unknown := [name for name in tasks if name not in known]:
         raise ValueError(f"--task = {unknown[0]}: not of this study; choose from {', '.join(known)}")
     edits = {degrade.severities[0]: found.edit(degrade, draw) for degrade in degradations}
-    parts = []
+    by_task = {}
     for task, name in enumerate(known):
         if name in (tasks or known):
             tokens_BT = evaluation.tokens_NT[evaluation.task_N == task][:prompts]
             said = continuations(found.shape, found.params, edits, tokens_BT[:, : tokens_BT.shape[1] // 2])
-            parts.append(f"{name}\n\n{samples_text(said, partial(words, found.stream, task))}")
-    return "\n".join(parts)
+            by_task[name] = told(said, partial(words, found.stream, task))
+    columns = degrade_columns(degradations[0], found.shape)
+    degradation = " ".join(str(columns[name]) for name in ("method", "scope", "settings"))
+    entry = {"member": found.id, "degradation": f"{degradation}, draw {draw}", "tasks": by_task}
+    recorded = read_json(directory / RECORD) | {f"{entry['member']} {entry['degradation']}": entry}
+    write_json(directory / RECORD, recorded)
+    return "\n".join(f"{name}\n\n{samples_text(rows)}" for name, rows in by_task.items())
 
 
 def words(stream: Stream, task: int, tokens: Sequence[int]) -> str:

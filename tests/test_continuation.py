@@ -15,7 +15,7 @@ from test_sweep import rows_of, splits_of, subject_of, value
 from wane.eval.metrics import continuation, saying
 from wane.eval.metrics.contract import Metric
 from wane.eval.metrics.view import Batch, View
-from wane.eval.samples import Sample, continuations, samples_text
+from wane.eval.samples import Sample, continuations, samples_section, samples_text, told
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.corrupt import Corruption
 from wane.scaling.edit import Edit, merge
@@ -190,12 +190,26 @@ def test_samples_are_the_greedy_continuations_of_every_severity():
 
 
 def test_samples_side_by_side():
-    words = ["a", "b", "x|y", "one\ntwo", "\\"]
-    samples = [Sample(0.25, (0, 1), (2,), (3, 4)), Sample(0.5, (0, 1), (2,), (1,))]
-    head, rule, *rows = samples_text(samples, lambda tokens: " ".join(words[t] for t in tokens)).splitlines()
+    words = ["a", "b", "x|y", "one\ntwo", "\\", "<x>"]
+    samples = [
+        Sample(0.25, (0, 1), (2,), (3, 4)),
+        Sample(0.5, (0, 1), (2, 0), (2, 5)),
+        Sample(1, (5,), (2,), (2,)),
+    ]
+    rows_told = told(samples, lambda tokens: " ".join(words[t] for t in tokens))
+    head, rule, *rows = samples_text(rows_told).splitlines()
     assert head == "| prompt | severity | undegraded | degraded |"
     assert rule.count("|") == head.count("|")
-    assert rows == [r"| a b | 0.25 | x\|y | one↵two \\ |", r"| a b | 0.5 | x\|y | b |"]
+    assert rows == [
+        r"| a b | 0.25 | x\|y | one↵two \\ |", r"| a b | 0.5 | x\|y a | x\|y <x> |", r"| <x> | 1 | x\|y | x\|y |"
+    ]  # fmt: skip
+    entry = {"member": "d<8", "degradation": "rtn", "tasks": {"S": rows_told}}
+    shown = samples_section({"d<8 rtn": entry})
+    assert "<td>&lt;x&gt;</td>" in shown
+    assert "d&lt;8" in shown
+    assert "<td>x|y <mark>&lt;x&gt;</mark></td>" in shown
+    assert "<td>x|y</td></tr>" in shown  # the same: nothing is marked
+    assert samples_section({}) == ""
 
 
 def test_through_a_sweep():

@@ -154,6 +154,13 @@ def test_the_report_has_the_table_with_and_without_timings(tmp_path):
     assert "1.25, 1.75" not in text
     (tmp_path / "speed.json").write_text(json.dumps(speed_of()))
     assert "1.25, 1.75" in write_report(tmp_path).read_text()
+    assert 'id="samples"' not in text
+    said = {"severity": 0.5, "prompt": "s1 s2", "undegraded": "s3", "degraded": "s4"}
+    entry = {"member": "d48", "degradation": "wanda all {}, draw 0", "tasks": {"S": [said]}}
+    (tmp_path / "samples.json").write_text(json.dumps({"d48 wanda": entry}))
+    text = write_report(tmp_path).read_text()
+    assert '<section id="samples"><h2>What models say</h2>' in text
+    assert "<td>s<mark>4</mark></td>" in text
     (tmp_path / "speed.json").write_text("{")
     with pytest.raises(ValueError, match="speed.json: not valid JSON"):
         write_report(tmp_path)

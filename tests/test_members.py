@@ -6,6 +6,8 @@ import pytest
 from rich.console import Console
 
 from wane.eval import load_curves
+from wane.eval.members import read_json
+from wane.eval.samples import samples_section
 from wane.eval.study import Degrade, Evaluation, Study
 from wane.launch.members import trained_member
 from wane.launch.run import run_study
@@ -77,6 +79,23 @@ def test_samples_stand_side_by_side(directory):
     assert all(row[2] == row[3] for row in rows if row[1] == "0")
     assert any(row[2] != row[3] for row in rows if row[1] == "1")
     assert "L1\n" in samples_in(directory, ids(directory)[0], asked[:1], 0, (), 1)
+
+
+def test_samples_are_recorded_for_the_report(directory):
+    (directory / "samples.json").unlink(missing_ok=True)
+    first, second = ids(directory)
+    for member, severity, draw in ((first, 0.5, 0), (second, 0.5, 0), (first, 1.0, 0), (first, 1.0, 1)):
+        samples_in(
+            directory, member, [Degrade(method="random_weights", severities=(severity,))], draw, ("S",), 1
+        )
+    recorded = read_json(directory / "samples.json").values()
+    assert [(e["member"], e["degradation"].rpartition(" ")[2]) for e in recorded] == [
+        (first, "0"), (second, "0"), (first, "1")
+    ]  # fmt: skip
+    assert [e["tasks"]["S"][0]["severity"] for e in recorded] == [1.0, 0.5, 1.0]
+    shown = samples_section(read_json(directory / "samples.json"))
+    assert shown.count("<table>") == 3
+    assert all(f"{e['member']} · random_weights" in shown for e in recorded)
 
 
 def test_samples_refuse_what_is_not_there_in_one_line(directory):

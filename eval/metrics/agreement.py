@@ -88,7 +88,17 @@ def as_many(key_Q: Array, asked_Q: Array) -> Array:
 def of_wordings(view: View) -> tuple[Array, Array]:
     """Sums and counts [B, 2], 2 as PARTS, over pairs of a row's questions with questions of the batch about
     the same attribute in the words of another template: is the same value the most likely one?"""
-    entity_Q, attribute_Q, template_Q, asked_Q = (a.ravel() for a in questions(view))
+    asked = questions(view)
+    none = jnp.zeros((len(asked[-1]), len(PARTS)))
+    return lax.cond(asked[-1].any(), lambda: _of_wordings(view, *asked), lambda: (none, none))
+
+
+def _of_wordings(
+    view: View, entity_BS: Array, attribute_BS: Array, template_BS: Array, asked_BS: Array
+) -> tuple[Array, Array]:
+    """`of_wordings` of a batch that holds questions: sorting costs more than a block, and few batches hold any."""
+    asked = entity_BS, attribute_BS, template_BS, asked_BS
+    entity_Q, attribute_Q, template_Q, asked_Q = (a.ravel() for a in asked)
     answer_Q = (first_of_cut(view) + choice(among_values(view)) - VALUE).ravel()
 
     def partners(*same: tuple[Array, int]) -> Array:

@@ -28,10 +28,9 @@ def _entering(view: View) -> Geometry:
     return geometry(at_sampled(view.stream[:-1]), at_sampled(view.inner["block_in"]))
 
 
-def _updates(block_out: tuple[Array, Inner, None]) -> Array:
+def _updates(inner: Inner, end: Array) -> Array:
     """What the sublayers of a block and the block add to the stream that enters it, the edit's multipliers and maps
-    included, [3, b, S, D]: the order of PARTS."""
-    end, inner, _ = block_out
+    included, [3, b, S, D]: the order of PARTS.  end: the stream behind it."""
     start, mid, end = (x.astype(jnp.float32) for x in (inner["block_in"], inner["mid"], end))
     return jnp.stack([mid - start, end - mid, end - start])
 
@@ -39,15 +38,17 @@ def _updates(block_out: tuple[Array, Inner, None]) -> Array:
 @once
 def _alone(view: View) -> Geometry:
     """Updates of each degraded block on the undegraded stream that enters it, against those of the trained block,
-    [L, 3, b, S].  They cost a forward pass of either model: few sequences are looked at."""
+    [L, 3, b, S].  They cost a forward pass of either model, but for what the stream tells of the trained one: few
+    sequences are looked at."""
 
     def one(layer: tuple) -> Geometry:
-        trained_l, degraded_l, edit_l, x_bSD = layer
-        trained, degraded = block(trained_l, x_bSD, view.shape), block(degraded_l, x_bSD, view.shape, edit_l)
-        return geometry(_updates(trained), _updates(degraded))
+        trained_l, degraded_l, edit_l, x_bSD, end_bSD = layer
+        _, trained, _ = block(trained_l, x_bSD, view.shape)
+        new_end_bSD, degraded, _ = block(degraded_l, x_bSD, view.shape, edit_l)
+        return geometry(_updates(trained, end_bSD), _updates(degraded, new_end_bSD))
 
-    blocks = view.params["blocks"], view.degraded["blocks"]
-    return lax.map(one, (*blocks, view.edit.per_layer(), view.stream[:-1, ::EVERY]))
+    blocks, stream = (view.params["blocks"], view.degraded["blocks"]), view.stream[:, ::EVERY]
+    return lax.map(one, (*blocks, view.edit.per_layer(), stream[:-1], stream[1:]))
 
 
 def by_layer(field: str) -> Callable[[View], tuple[Array, Array]]:
@@ -81,6 +82,7 @@ METRICS = (
         relative=True,
         streams=True,
         inner=True,
+        version=2,
     ),
     SequenceMetric(
         name="layer_orthogonal",
@@ -92,6 +94,7 @@ METRICS = (
         relative=True,
         streams=True,
         inner=True,
+        version=2,
     ),
     SequenceMetric(
         name="update_cosine",

@@ -2,7 +2,7 @@
 beside it isotropic noise of the same length, and second-order estimates.  (Claim: probabilities are fragile where
 logits look robust.  In a null model they are too, hence the noise.)
 
-All spaces are compared at the same tokens, a sixteenth of them: what costs is probabilities, at every temperature.
+All spaces are compared at the same tokens, one of thirty-two: what costs is probabilities, at every temperature.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from wane.scaling.shape import Shape
 # vocabulary, which softmax does not see and which brings cosines near 1.
 VECTORS = ("embedding", "normed", "unnormed logit", "logit", "centred logit")
 TEMPERATURES = (0.3, 0.5, 1.0, 1.5)
-RUN = 16  # one token of each run of so many is compared
+RUN = 32  # one token of each run of so many is compared
 NOISE_SEED = 0
 MARGINS = ("undegraded", "degraded", "kept")
 

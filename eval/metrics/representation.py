@@ -129,7 +129,7 @@ def state_entropy(sums: tuple[Array, Array, Array], weights: Weights) -> Array:
     return jnp.where(varies_2D, nats_2D, 0).sum(axis=-1) / jnp.maximum(varies_2D.sum(axis=-1), 1)
 
 
-_SAMPLED = "; one token of sixteen"
+_SAMPLED = "; one token of thirty-two"
 _AGAINST = (
     " between the degraded and the undegraded final state, by space; under noise: isotropic and as long"
 )
@@ -143,6 +143,7 @@ METRICS = (
         measure=moved("cosine"),
         places=all_places_and_noise,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="deviation_angle",
@@ -152,6 +153,7 @@ METRICS = (
         measure=moved("angle"),
         places=all_places_and_noise,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="deviation_orthogonal",
@@ -161,6 +163,7 @@ METRICS = (
         measure=moved("orthogonal", slice(len(VECTORS))),
         places=vectors_and_noise,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="deviation_parallel",
@@ -170,6 +173,7 @@ METRICS = (
         measure=moved("parallel", slice(len(VECTORS))),
         places=vectors_and_noise,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="deviation_distance",
@@ -179,6 +183,7 @@ METRICS = (
         measure=distance,
         places=all_places,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="estimate_distance",
@@ -188,6 +193,7 @@ METRICS = (
         measure=distance_estimate,
         places=all_places,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="deviation_kl",
@@ -197,6 +203,7 @@ METRICS = (
         measure=kl_at_temperatures,
         places=probabilities_and_noise,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="estimate_kl",
@@ -206,6 +213,7 @@ METRICS = (
         measure=kl_estimate,
         places=probabilities,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="deviation_agreement",
@@ -216,6 +224,7 @@ METRICS = (
         measure=agreement,
         places=prediction_and_noise,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="prediction_margin",
@@ -225,6 +234,7 @@ METRICS = (
         measure=prediction_margins,
         places=margins,
         relative=True,
+        version=2,
     ),
     SequenceMetric(
         name="prediction_entropy",
@@ -232,6 +242,7 @@ METRICS = (
         meaning="entropy of the next-token distribution" + _SAMPLED,
         better="neither",
         measure=prediction_entropy,
+        version=2,
     ),
     Statistic(
         name="state_entropy",
@@ -250,6 +261,7 @@ METRICS = (
         measure=cosine_of_tokens,
         by="position",
         relative=True,
+        version=2,
     ),
     TokenMetric(
         name="kl_by_position",
@@ -259,6 +271,7 @@ METRICS = (
         measure=kl_of_tokens,
         by="position",
         relative=True,
+        version=2,
     ),
     *deviation_layers.METRICS,
 )

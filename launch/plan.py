@@ -28,7 +28,8 @@ from wane.launch.cells import (
 from wane.launch.environment import available_memory
 from wane.scaling.family import describe
 from wane.scaling.shape import Shape
-from wane.train.data.graded_facts import ATTRIBUTES, exposure
+from wane.train.data.graded_facts import TOKENS as FACT_TASKS
+from wane.train.data.graded_facts import exposure
 
 # Share of the machine's matrix-product rate that a small model reaches; measured with `quickstart` on 2 CPU
 # cores, and only used to say how long a study will take.
@@ -259,21 +260,21 @@ def shape_table(plan: Plan, arm: str, variant: Study) -> Table:
 
 
 def fact_lines(plan: Plan) -> Iterator[str]:
-    """What each shape can be asked to know: load and exposures of task K, and the loads whose facts would be stated
-    100 and 1000 times."""
+    """What each shape can be asked to know: load and exposures of the tasks of facts, and the loads whose facts
+    would be stated 100 and 1000 times."""
     for arm, *_ in plan.study.variants():
         for shape, cell in plan.trained(arm).items():
-            described = {source["task"]: source for source in cell.stream.describe()["sources"]}
-            if "K" not in described:
-                continue
-            rows = cell.steps * cell.train.batch_size * described["K"]["share of rows"]
-            statements = rows * described["K"]["scored tokens per row"] / ATTRIBUTES
-            found = exposure(cell.data.facts, shape.param_counts()["non_embedding"], statements)
-            reached = " and ".join(f"{found.product / n:.3g} at {n}" for n in (100, 1000))
-            yield (
-                f"facts of {shape.name}{f', arm {arm}' if arm else ''}: {found.load:.3g} bits per parameter, each"
-                f" stated {found.exposures:.3g} times; this budget allows {reached}"
-            )
+            for source in cell.stream.describe()["sources"]:
+                if (task := source["task"]) not in FACT_TASKS:
+                    continue
+                rows = cell.steps * cell.train.batch_size * source["share of rows"]
+                scored = rows * source["scored tokens per row"]
+                found = exposure(task, cell.data.facts, shape.param_counts()["non_embedding"], scored)
+                reached = " and ".join(f"{found.product / n:.3g} at {n}" for n in (100, 1000))
+                yield (
+                    f"facts ({task}) of {shape.name}{f', arm {arm}' if arm else ''}: {found.load:.3g} bits per"
+                    f" parameter, each stated {found.exposures:.3g} times; this budget allows {reached}"
+                )
 
 
 def cell_table(plan: Plan) -> Table:

@@ -445,7 +445,11 @@ def test_the_product_of_load_and_exposures_follows_from_the_budget():
     parameter, whatever the number of entities (science of capacity: 2 bits per parameter at 1000 exposures)."""
     params = 442_368
     statements = 20 * params * 0.1 / 10  # of 10 tokens
-    few, many = (exposure(facts, params, statements) for facts in (100, 10_000))
+    few, many = (exposure("K", facts, params, 4 * statements) for facts in (100, 10_000))
     assert few.product == pytest.approx(many.product)
     assert few.product == pytest.approx(4.8)
     assert few.exposures == pytest.approx(100 * many.exposures)
+    long = exposure("K3", 100, params, 4 * 3 * statements)  # three tokens a value: three times the bits
+    assert (long.load, long.exposures) == pytest.approx((3 * few.load, few.exposures))
+    assert few.exposures == statements / 100
+    assert few.load == pytest.approx(100 * 4 * 6 / params)

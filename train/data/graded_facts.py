@@ -78,9 +78,9 @@ def facts(rng, rows: int, length: int, world: World, role: Role, *, task: str) -
 
 
 class Exposure(NamedTuple):
-    """What a training asks of K.  load: bits of facts per parameter; exposures: how often each is stated.  Their
-    product depends only on the token budget and the share of K: a load is feasible where the exposures that are
-    left are enough, about 100 for 1 bit per parameter and 1000 for 2 (Allen-Zhu & Li 2024, arXiv 2404.05405)."""
+    """What a training asks of K or K3.  load: bits of facts per parameter; exposures: how often each is stated.
+    Their product depends only on the token budget and the task's share: a load is feasible where the exposures that
+    are left are enough, about 100 for 1 bit per parameter and 1000 for 2 (Allen-Zhu & Li 2024, arXiv 2404.05405)."""
 
     load: float
     exposures: float
@@ -90,10 +90,11 @@ class Exposure(NamedTuple):
         return self.load * self.exposures
 
 
-def exposure(facts: int, params: int, statements: float) -> Exposure:
-    """Of `facts` entities in so many statements, for a model of so many parameters."""
-    bits = facts * ATTRIBUTES * np.log2(ATTRIBUTE_VALUES)
-    return Exposure(load=float(bits / params), exposures=statements / facts)
+def exposure(task: str, facts: int, params: int, scored: float) -> Exposure:
+    """Of `facts` entities in so many scored tokens of the task, for a model of so many parameters."""
+    values = ATTRIBUTES * TOKENS[task]  # of an entity, told in every statement
+    bits = facts * values * np.log2(ATTRIBUTE_VALUES)
+    return Exposure(load=float(bits / params), exposures=scored / values / facts)
 
 
 TASKS = (

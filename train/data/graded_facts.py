@@ -80,7 +80,7 @@ def facts(rng, rows: int, length: int, world: World, role: Role, *, task: str) -
 class Exposure(NamedTuple):
     """What a training asks of K or K3.  load: bits of facts per parameter; exposures: how often each is stated.
     Their product depends only on the token budget and the task's share: a load is feasible where the exposures that
-    are left are enough, about 100 for 1 bit per parameter and 1000 for 2 (Allen-Zhu & Li 2024, arXiv 2404.05405)."""
+    are left are enough: about 100 for 1 bit per parameter, 1000 for 2 (Allen-Zhu & Li 2024, arXiv 2404.05405)."""
 
     load: float
     exposures: float

@@ -2,6 +2,7 @@
 behind the true tokens: what `agreement_by_step` would be if no error were read again."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from wane.eval.metrics.answers import has_values
@@ -10,6 +11,8 @@ from wane.eval.metrics.contract import Place, SequenceMetric, TokenMetric, per_s
 from wane.eval.metrics.largest import choice
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
+
+SOME = 4
 
 
 def rank(logits_BSV: Array, token_BS: Array) -> Array:
@@ -27,12 +30,14 @@ def rank_of_answer(view: View) -> tuple[Array, Array]:
 
 
 def rank_of_options(view: View) -> tuple[Array, Array]:
-    """Mean over the options that there are."""
-    options_OBS = jnp.moveaxis(view.batch.options_BSO, -1, 0)
-    real_OBS = options_OBS >= 0
-    rank_OBS = lax.map(lambda token_BS: rank(view.logits_BSV, jnp.maximum(token_BS, 0)), options_OBS)
-    mean_BS = jnp.where(real_OBS, rank_OBS, 0).sum(axis=0) / jnp.maximum(real_OBS.sum(axis=0), 1)
-    return mean_BS, has_values(view)
+    """Mean over the options that there are, in one sequence of SOME: each option is a pass over all logits."""
+    options_ObS = jnp.moveaxis(view.batch.options_BSO[::SOME], -1, 0)
+    real_ObS, logits_bSV = options_ObS >= 0, view.logits_BSV[::SOME]
+    rank_ObS = lax.map(lambda token_bS: rank(logits_bSV, jnp.maximum(token_bS, 0)), options_ObS)
+    mean_bS = jnp.where(real_ObS, rank_ObS, 0).sum(axis=0) / jnp.maximum(real_ObS.sum(axis=0), 1)
+    mean_BS = jnp.zeros(view.scored_BS.shape).at[::SOME].set(mean_bS)
+    looked_at_B = np.arange(len(mean_BS)) % SOME == 0
+    return mean_BS, has_values(view) & looked_at_B[:, None]
 
 
 def argmax_kept(view: View) -> tuple[Array, Array]:
@@ -65,10 +70,10 @@ METRICS = (
     ),
     SequenceMetric(
         name="rank_of_options",
-        version=2,
+        version=3,
         unit="rank",
         meaning="mean place of the 4 options of an answer, its own among them, among all tokens; 2.5 where nothing"
-        " but options is likely",
+        " but options is likely; one sequence of four",
         better="neither",
         measure=per_sequence(rank_of_options),
     ),

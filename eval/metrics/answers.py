@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
-from wane.eval.metrics.largest import is_largest, lead
+from wane.eval.metrics.largest import choice, is_largest, lead
 from wane.eval.metrics.loss import hit, task_bounds
 from wane.eval.metrics.view import View
 from wane.train.data import TASKS, Task
@@ -45,8 +45,8 @@ def has_values(view: View) -> Array:
 
 
 def hit_of_values(view: View) -> tuple[Array, Array]:
-    place_BS = jnp.where(has_values(view), view.targets_BS - first_of_cut(view), 0)
-    return is_largest(among_values(view), place_BS).astype(jnp.float32), has_values(view)
+    hit_BS = first_of_cut(view) + choice(among_values(view)) == view.targets_BS
+    return hit_BS.astype(jnp.float32), has_values(view)
 
 
 def among_options(view: View) -> Array:

@@ -92,9 +92,14 @@ def weighted_variance(x: Array, weights: Array) -> Array:
     return jnp.sum(weights * jnp.square(x - mean), axis=-1)
 
 
+def log_softmax(z: Array) -> Array:
+    """As jax.nn has it, but that the sum is the one that the loss has: XLA computes it once."""
+    return z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
+
+
 def kl(z: Array, changed: Array, temperature: Array | float, convention: Convention = "generation") -> Array:
     """KL in nats between the distributions of logits [..., V] and changed logits [..., V]; [...]."""
-    log_p, log_q = (jax.nn.log_softmax(logits / temperature, axis=-1) for logits in (z, changed))
+    log_p, log_q = (log_softmax(logits / temperature) for logits in (z, changed))
     if convention == "transition":
         log_p, log_q = log_q, log_p
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
@@ -130,5 +135,5 @@ def kept_margin(z: Array, changed: Array) -> Array:
 
 def entropy(z: Array) -> Array:
     """Entropy in nats of the distribution of logits [..., V]."""
-    log_p = jax.nn.log_softmax(z, axis=-1)
+    log_p = log_softmax(z)
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

@@ -13,9 +13,9 @@ def choice(z: Array) -> Array:
 
 def lead(logits: Array, token: Array) -> Array:
     """The logit of one token, of [..., V], less the largest of the others: below 0 where another is chosen."""
-    mine = jnp.arange(logits.shape[-1]) == token[..., None]
-    own, best = (jnp.max(jnp.where(those, logits, -jnp.inf), axis=-1) for those in (mine, ~mine))
-    return own - best
+    own = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    others = jnp.arange(logits.shape[-1]) != token[..., None]
+    return own - jnp.max(jnp.where(others, logits, -jnp.inf), axis=-1)
 
 
 def is_largest(logits_BSV: Array, token_BS: Array) -> Array:

@@ -70,7 +70,9 @@ def swept(
             levels = [level for level in grid if level.severity == severity]
             steps = [int(level.severity_2) for level in levels]
             full = subject.undegraded(programs)
-            after = tuned.sweep(*common, severity, where, key, subject.batches, full, marked_nBT, steps)
+            after = tuned.sweep(
+                *common, severity, where, key, subject.batches, full, subject.of_trained, marked_nBT, steps
+            )
             for level, point in zip(levels, after, strict=True):
                 yield None, None, level, point
         return
@@ -78,7 +80,9 @@ def swept(
     for layer, head, where in selections(degrade, shape):
         starts = programs.starts(severities, layer)
         full = subject.undegraded(programs, starts)
-        out = programs.sweep(*common, severities, where, key, subject.batches, full, starts)
+        out = programs.sweep(
+            *common, severities, where, key, subject.batches, full, starts, subject.of_trained
+        )
         for level, point in zip(grid, out, strict=True):
             yield layer, head, level, point
 
@@ -123,7 +127,14 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
     fitted = programs.fit(subject.params, subject.calibration(degrade), key)
     where = Where.everywhere(subject.member.shape)
     (point,) = programs.sweep(
-        subject.params, fitted, [0.0], where, key, subject.batches, subject.undegraded(programs)
+        subject.params,
+        fitted,
+        [0.0],
+        where,
+        key,
+        subject.batches,
+        subject.undegraded(programs),
+        of_trained=subject.of_trained,
     )  # severity 0: the parameters as they were trained
     matrices = [subject.params["blocks"][name] for name in subject.member.shape.matrices]
     zeros = sum(int(jnp.sum(leaf == 0)) for leaf in matrices)

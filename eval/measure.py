@@ -1,7 +1,7 @@
 """All metrics of one degraded model, batch by batch inside one program."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.metrics import METRICS
-from wane.eval.metrics.contract import PerToken, SequenceMetric, Statistic, Weights
+from wane.eval.metrics.contract import PerToken, SequenceMetric, Statistic, Sums, Weights
 from wane.eval.metrics.view import Batch, View
 from wane.scaling.edit import Edit, Params, merge
 from wane.scaling.shape import Shape
@@ -52,13 +52,35 @@ class Measured(NamedTuple):
     values: Array
 
 
+def gathers(metrics: tuple[str, ...], *, of_trained: bool) -> list[Callable[[View], Sums]]:
+    """What statistics add up over batches, of the trained model alone or of the degraded one."""
+    told = [METRICS[name] for name in metrics if isinstance(METRICS[name], Statistic)]
+    return list(dict.fromkeys(m.gather for m in told if m.gather and m.of_trained == of_trained))
+
+
+def sums_of_trained(shape: Shape, metrics: tuple[str, ...], params: Params, batches: Batches) -> list[Sums]:
+    """Of each of the `gathers` of the trained model."""
+
+    def of_batch(item: Batches) -> list[Sums]:
+        model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": None, "stream": None}
+        seen = View(shape=shape, batch=Batch(*item), **model)
+        return [gather(seen) for gather in gathers(metrics, of_trained=True)]
+
+    def add(totals: list[Sums], item: Batches) -> tuple[list[Sums], None]:
+        return jax.tree.map(jnp.add, totals, of_batch(item)), None
+
+    return lax.scan(add, _zeros(of_batch, jax.tree.map(lambda a: a[0], batches)), batches)[0]
+
+
 def measure(
-    shape: Shape, metrics: tuple[str, ...], params: Params, edit: Edit, run: Callable, batches: Batches
-) -> Measured:
-    """run(batch, its index) -> what a `View` holds of that batch: x_BSD, stream, inner."""
+    shape: Shape, metrics: tuple[str, ...], params: Params, edit: Edit, run: Callable, batches: Batches,
+    of_trained: list[Sums],
+) -> Measured:  # fmt: skip
+    """run(batch, its index) -> what a `View` holds of that batch: x_BSD, stream, inner.  of_trained:
+    `sums_of_trained`."""
     degraded = merge(params, edit)
     of_kind = {kind: [METRICS[n] for n in metrics if isinstance(METRICS[n], kind)] for kind in KINDS}
-    gathers = list(dict.fromkeys(metric.gather for metric in of_kind[Statistic] if metric.gather))
+    summed = gathers(metrics, of_trained=False)
 
     def view(item: tuple[Batches, Array]) -> View:
         batch = Batch(*item[0])
@@ -72,19 +94,24 @@ def measure(
         told = [metric.measure(seen) for metric in of_kind[PerToken]]
         tokens = [jnp.where(counted, value, jnp.nan) for value, counted in told]
         none = jnp.zeros((len(sums), 0, 0))
-        totals = jax.tree.map(jnp.add, totals, [gather(seen) for gather in gathers])
+        totals = jax.tree.map(jnp.add, totals, [gather(seen) for gather in summed])
         return totals, (sums, counts, jnp.stack(tokens, axis=1) if tokens else none)
 
     items = batches, jnp.arange(len(batches.tokens))
     first = jax.tree.map(lambda a: a[0], items)
-    sizes = jax.eval_shape(lambda item: [gather(view(item)) for gather in gathers], first)
-    totals, out = lax.scan(one, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), sizes), items)
-    gathered = dict(zip(gathers, totals, strict=True)) | {None: None}
+    zeros = _zeros(lambda item: [gather(view(item)) for gather in summed], first)
+    totals, out = lax.scan(one, zeros, items)
+    gathered = dict(zip(summed, totals, strict=True)) | {None: None}
+    gathered |= zip(gathers(metrics, of_trained=True), of_trained, strict=True)
     weights = Weights(shape, params, degraded, edit)
     values = [jnp.ravel(metric.values(gathered[metric.gather], weights)) for metric in of_kind[Statistic]]
     N = batches.counted.size
     by_metric = [jnp.moveaxis(a.reshape(N, *a.shape[2:]), 1, 0) for a in out]
     return Measured(*by_metric, jnp.concatenate(values) if values else jnp.zeros(0))
+
+
+def _zeros(f: Callable, *args: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(f, *args))
 
 
 def _columns(parts: list[Array]) -> Array:

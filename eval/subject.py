@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wane.eval.degrade import Degrade
-from wane.eval.measure import Batches
+from wane.eval.measure import Batches, gathers
 from wane.eval.study import Evaluation
-from wane.eval.sweep import Engine, Start, engine, streams, undegraded
+from wane.eval.sweep import Engine, Start, engine, streams, summing, undegraded
 from wane.scaling.edit import Params
 from wane.scaling.identity import array_digest
 from wane.scaling.shape import Shape
@@ -82,6 +82,14 @@ class Subject:
     def stream(self) -> jax.Array:
         """The residual stream before and behind every block [L + 1, n, B, S, D], for points that start there."""
         return streams(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)
+
+    @functools.cached_property
+    def of_trained(self) -> list:
+        """The sums over all batches that metrics read of the trained model."""
+        metrics = self.settings.metrics
+        if not gathers(metrics, of_trained=True):
+            return []
+        return summing(self.member.shape, metrics, self.settings.matmul_precision)(self.params, self.batches)
 
     def undegraded(self, programs: Engine, starts: Sequence[Start] = ()) -> jax.Array:
         """What of the undegraded forward pass these programs read: every block's stream, or only the last."""

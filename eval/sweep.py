@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.eval.measure import Batches, Measured, measure
+from wane.eval.measure import Batches, Measured, measure, sums_of_trained
 from wane.eval.metrics import METRICS, OURS, reads_streams
+from wane.eval.metrics.contract import Sums
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.degrade.cost import CostOf
 from wane.scaling.edit import Edit, Params, filled
@@ -66,10 +67,11 @@ class Engine:
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
-        batches: Batches, stream: Array, starts: Sequence[Start] = (),
+        batches: Batches, stream: Array, starts: Sequence[Start] = (), of_trained: Sequence[Sums] = (),
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per severity.  stream: `streams(...)` of the same batches, or only the last of it where
-        `needs_streams` is False and there are no starts.  starts: of each severity; none: all blocks run."""
+        `needs_streams` is False and there are no starts.  starts: of each severity; none: all blocks run.
+        of_trained: `sums_of_trained` of the same batches, where a metric reads such sums."""
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
             severity = self._argument(severities[chunk], np.float32)
@@ -80,9 +82,9 @@ class Engine:
             self._measured = self.measure_from if starts else self.measure
             if starts:
                 entry = self._argument(starts[chunk], np.int32).T
-                measured = self.measure_from(params, edit.acting(), batches, stream, *entry)
+                measured = self.measure_from(params, edit.acting(), batches, stream, of_trained, *entry)
             else:
-                measured = self.measure(params, edit.acting(), batches, stream)
+                measured = self.measure(params, edit.acting(), batches, stream, of_trained)
             point = Point(measured, cost)
             if self.points == 1:
                 yield point
@@ -156,33 +158,33 @@ def measurement(what: str, shape: Shape, metrics: tuple[str, ...], points: int) 
 
 @functools.lru_cache(maxsize=32)
 def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
-    """(params, edits, batches, stream) -> what of each point its metrics measure, all but its cost."""
+    """(params, edits, batches, stream, of_trained) -> what of each point its metrics measure, all but its cost."""
 
-    def program(params, edit, batches, stream):
+    def program(params, edit, batches, stream, of_trained):
         def run(batch, index):
             out = apply(params, batch.tokens_BT[:, :-1], shape, edit)
             return {"x_BSD": out.x_BSD, "inner": out.inner, "stream": stream[:, index]}
 
-        return measure(shape, metrics, params, edit, run, batches)
+        return measure(shape, metrics, params, edit, run, batches, of_trained)
 
     computes = measurement("measuring", shape, metrics, points)
-    return Program(each(points, program, (None, 0, None, None)), precision, computes=computes)
+    return Program(each(points, program, (None, 0, None, None, None)), precision, computes=computes)
 
 
 @functools.lru_cache(maxsize=32)
 def measuring_from(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
-    """(params, edits, batches, stream, below, first): `measuring` for points that start in mid-model."""
+    """(params, edits, batches, stream, of_trained, below, first): `measuring` of points that start in mid-model."""
 
-    def program(params, edit, batches, stream, below, first):
+    def program(params, edit, batches, stream, of_trained, below, first):
         def run(batch, index):
             start = first, stream[below, index]
             out = apply(params, batch.tokens_BT[:, :-1], shape, edit, start=start)
             return {"x_BSD": out.x_BSD, "stream": stream[:, index]}
 
-        return measure(shape, metrics, params, edit, run, batches)
+        return measure(shape, metrics, params, edit, run, batches, of_trained)
 
     computes = measurement("measuring_from", shape, metrics, points)
-    return Program(each(points, program, (None, 0, None, None, 0, 0)), precision, computes=computes)
+    return Program(each(points, program, (None, 0, None, None, None, 0, 0)), precision, computes=computes)
 
 
 @functools.lru_cache(maxsize=32)
@@ -194,9 +196,19 @@ def plain(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
             out = apply(params, batch.tokens_BT[:, :-1], shape)
             return {"x_BSD": out.x_BSD, "inner": out.inner, "stream": out.x_BSD[None]}
 
-        return measure(shape, metrics, params, Edit(), run, batches)
+        return measure(shape, metrics, params, Edit(), run, batches, ())
 
     return Program(program, precision)
+
+
+@functools.lru_cache(maxsize=32)
+def summing(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
+    """(params, batches) -> the sums over all batches that metrics read of the trained model, for all points."""
+
+    def program(params, batches):
+        return sums_of_trained(shape, metrics, params, batches)
+
+    return Program(program, precision, computes=measurement("summing", shape, metrics, 1))
 
 
 @functools.lru_cache(maxsize=32)

@@ -132,14 +132,19 @@ def sweep_programs():
         edits = jax.eval_shape(engine.degrade.jitted, *arguments)
         programs[f"2 costs of {name}"] = (engine.cost.jitted, params, edits, severity)
         edits = jax.eval_shape(Edit.acting, edits)
-        programs[f"2 points of {name}"] = (engine.measure.jitted, params, edits, batches, stream)
+        programs[f"2 points of {name}"] = (engine.measure.jitted, params, edits, batches, stream, ())
         if name in ("random_weights", "early_exit", "random_dimensions"):
             programs[f"2 points of {name} above a layer"] = (
-                engine.measure_from.jitted, params, edits, batches, stream, layers, layers,
+                engine.measure_from.jitted, params, edits, batches, stream, (), layers, layers,
             )  # fmt: skip
         for instrument in INSTRUMENTS if name == "random_weights" else ():
             measure = sweep.measuring(shape, chosen(("loss", instrument)), "highest", 2)
-            programs[f"2 points measured by {instrument}"] = (measure.jitted, params, edits, batches, stream)
+            summing = sweep.summing(shape, chosen(("loss", instrument)), "highest").jitted
+            sums = jax.eval_shape(summing, params, batches)
+            programs[f"2 points measured by {instrument}"] = (
+                measure.jitted, params, edits, batches, stream, sums
+            )  # fmt: skip
+            programs[f"sums for {instrument}"] = (summing, params, batches)
     return programs
 
 

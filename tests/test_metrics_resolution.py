@@ -119,7 +119,7 @@ def measured(splits, params, shape, logits_of, batch=4):
         return {"x_BSD": logits_of(x_BSD), "stream": x_BSD[None]}
 
     names = ("loss", *(n for n in NAMES if hasattr(METRICS[n], "gather")))
-    out = jax.jit(lambda: measure(shape, names, params, Edit(), run, batches))()
+    out = jax.jit(lambda: measure(shape, names, params, Edit(), run, batches, ()))()
     return dict(zip(names[1:], np.asarray(out.values).tolist(), strict=True))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
-from wane.eval.metrics.largest import choice, is_largest, lead
+from wane.eval.metrics.largest import choice, lead
 from wane.eval.metrics.loss import hit, task_bounds
 from wane.eval.metrics.view import View
 from wane.train.data import TASKS, Task

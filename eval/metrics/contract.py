@@ -130,7 +130,9 @@ class DrawMetric(PerToken):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistic(Metric):
     """values(sums, weights) -> f32 [P].  gather(view) -> sums over a batch, added up over all batches, f32; several
-    statistics of one `gather` share it.  None: from the weights alone, then sums is None."""
+    statistics of one `gather` share it.  None: from the weights alone, then sums is None.  of_trained: `gather`
+    reads the trained parameters and the tokens alone, so it is done once, not at every point."""
 
     values: Callable[[Sums, Weights], Array]
     gather: Callable[[View], Sums] | None = None
+    of_trained: bool = False

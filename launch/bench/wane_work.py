@@ -239,7 +239,7 @@ def partial(**setting: Any) -> Work:
 
     def head_alone() -> Any:
         last = np.int32(shape.n_layers)
-        return head(bench.params, untouched, bench.batches, bench.stream, last, last)
+        return head(bench.params, untouched, bench.batches, bench.stream, (), last, last)
 
     runs = {"plain": bench.plain, "head": head_alone, "sensitivity": sensitivity, "exits": all_exits}
     return Work({name: repeated(run) for name, run in runs.items()})

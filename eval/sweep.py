@@ -56,8 +56,10 @@ class Engine:
         self, shape: Shape, degradation: Degradation, metrics: tuple[str, ...], precision: str, points: int
     ):
         self.shape, self.degradation, self.points = shape, degradation, points
-        self.fit = Program(degradation.fit, precision)
-        self.degrade = Program(each(points, counted(degradation), (None, None, 0, None, None)), precision)
+        words = degradation.computes
+        self.fit = Program(degradation.fit, precision, computes=words and f"fit {words}")
+        degrade = each(points, counted(degradation), (None, None, 0, None, None))
+        self.degrade = Program(degrade, precision, computes=words and f"{points} times {words}")
         self.cost = costing(degradation.cost, precision, points)
         self.measure = measuring(shape, metrics, precision, points)
         self.measure_from = measuring_from(shape, metrics, precision, points)

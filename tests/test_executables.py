@@ -1,6 +1,7 @@
 """Executables on disk: found by all that they follow from, never wrong, done without where they cannot be."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from wane.eval.metrics import METRICS
 from wane.eval.sweep import measurement
 from wane.scaling import executables
-from wane.scaling.degrade import build
+from wane.scaling.degrade import GROUPS, build
+from wane.scaling.degrade import METHODS as METHODS_OF_DEGRADE
 from wane.scaling.degrade.contract import EVERYTHING, Scope
 from wane.scaling.degrade.cost import CostOf, MaskedBits, full_bits, structured_bits
+from wane.scaling.degrade.given_mask import write_mask
 from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
@@ -179,6 +182,33 @@ def test_measurements_are_named_by_metrics_of_this_package_only(monkeypatch):
     assert measurement("measuring", SHAPE, names, 1) != measurement("measuring", SHAPE, ("loss",), 1)
     monkeypatch.setitem(METRICS, "mine", METRICS["kl"].__class__(**{**vars(METRICS["kl"]), "name": "mine"}))
     assert measurement("measuring", SHAPE, ("loss", "mine"), 1) is None
+
+
+def test_methods_are_named_by_all_that_they_follow_from(monkeypatch):
+    experts = dataclasses.replace(SHAPE, n_experts=2, top_k=1)
+    named = [build(n, experts if n in GROUPS["Routing"] else SHAPE).computes for n in METHODS_OF_DEGRADE]
+    named += [
+        build("rtn", SHAPE, settings={"group_size": 4}).computes,
+        build("rtn", SHAPE, Scope(layers=(1, 2))).computes,
+        build("rtn", dataclasses.replace(SHAPE, d_ff=32)).computes,
+    ]
+    assert None not in named
+    assert len(set(named)) == len(named) > 30
+    assert not any("0x" in name for name in named)
+    ours = METHODS_OF_DEGRADE["rtn"]
+
+    @functools.wraps(ours)
+    def theirs(*args, **settings):
+        return ours(*args, **settings)
+
+    monkeypatch.setitem(METHODS_OF_DEGRADE, "rtn", theirs)
+    assert build("rtn", dataclasses.replace(SHAPE, d_ff=40)).computes is None
+
+
+def test_a_mask_is_not_named_by_its_path(tmp_path):
+    kept = {name: np.ones(SHAPE.full(name), bool) for name in SHAPE.matrices}
+    write_mask(tmp_path / "mask.npz", kept)
+    assert build("given_mask", SHAPE, settings={"file": str(tmp_path / "mask.npz")}).computes is None
 
 
 def test_costs_are_named_by_values_and_functions_of_this_package_only():

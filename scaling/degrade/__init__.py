@@ -3,6 +3,7 @@
 Adding a method is adding a file and a line; tests/test_promises.py then holds it to what it promises.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -102,6 +103,7 @@ GROUPS: dict[str, dict[str, Callable[..., Degradation]]] = {
     },
 }
 METHODS = {name: builder for methods in GROUPS.values() for name, builder in methods.items()}
+OURS = dict(METHODS)  # what a name of theirs means follows from the code of this package
 
 
 def build(
@@ -114,7 +116,13 @@ def build(
     values = checked(name, method(name), settings or {})
     key = name, shape, scope, canonical(values)
     if key not in _BUILT:
-        _BUILT[key] = METHODS[name](shape, scope, **values)
+        made = METHODS[name](shape, scope, **values)
+        if METHODS[name] is OURS.get(name) and not values.get(
+            "file"
+        ):  # a path does not say what the file holds
+            words = f"{name} of {shape}, {scope}, {canonical(values)}"
+            made = dataclasses.replace(made, computes=words)
+        _BUILT[key] = made
     return _BUILT[key]
 
 

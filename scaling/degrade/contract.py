@@ -160,6 +160,7 @@ class Degradation:
     cost(params, edit, severity) -> Cost.  severities: the default grid, in units of `setting`.
     local: leaves alone what runs before the first selected layer, so that a sweep may start there.
     exit(severity) -> l: all that it does is to skip the blocks from l on (int32), so that a sweep runs none.
+    computes: all that fit and apply follow from, in words (`wane.scaling.executables`); None where nobody can say.
     """
 
     name: str
@@ -177,6 +178,7 @@ class Degradation:
     apply: Callable[[Params, Fitted, Array, Where, Array], Edit]
     hold: Callable[[Params, Edit], Params]
     cost: Callable[[Params, Edit, Array], Cost]
+    computes: str | None = None
 
 
 def severity_of(setting: float, unit: Unit) -> float:

@@ -117,9 +117,8 @@ def build(
     key = name, shape, scope, canonical(values)
     if key not in _BUILT:
         made = METHODS[name](shape, scope, **values)
-        if METHODS[name] is OURS.get(name) and not values.get(
-            "file"
-        ):  # a path does not say what the file holds
+        # a path does not say what the file holds
+        if METHODS[name] is OURS.get(name) and not values.get("file"):
             words = f"{name} of {shape}, {scope}, {canonical(values)}"
             made = dataclasses.replace(made, computes=words)
         _BUILT[key] = made

@@ -26,7 +26,7 @@ STEPS = 8790  # of 8 x 128 tokens
 STUDY = Study(
     name="learnability",
     note="What each shape of the CPU tier learns of the default mixture, along training.",
-    family=exact_ladder(192, head_dim=16, rope_theta=100.0),
+    family=exact_ladder(192, head_dim=16, rope_theta=100.0, qk_norm=True),
     data=Data(sources="graded"),
     train=Train(
         tokens=9_000_000,

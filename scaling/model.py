@@ -106,14 +106,20 @@ class Block(nn.Module):
 
     def __call__(self, x_BSD: Array, edit: Edit, cache: Cache | None) -> tuple[Array, Inner, Cache | None]:
         inner: Inner = {"block_in": x_BSD}
+        x_BSD, cache = self.behind_attention(x_BSD, edit, inner, cache)
+        x_BSD = inner["mid"] = checkpoint_name(x_BSD, "mid")
+        return self.behind_mlp(x_BSD, edit, inner), inner, cache
 
+    def behind_attention(self, x_BSD, edit, inner, cache=None):
         def attention(x):
             return self.attention(x, edit, cache, inner)
 
         x_BSD, cache = self.sublayer(x_BSD, self.attn_norm, attention, edit.attn_L)
-        x_BSD = inner["mid"] = checkpoint_name(restrict(x_BSD, edit, 0), "mid")
+        return restrict(x_BSD, edit, 0), cache
+
+    def behind_mlp(self, x_BSD, edit, inner):
         x_BSD, _ = self.sublayer(x_BSD, self.mlp_norm, lambda x: (self.mlp(x, edit, inner), None), edit.mlp_L)
-        return restrict(x_BSD, edit, 1), inner, cache
+        return restrict(x_BSD, edit, 1)
 
     def sublayer(self, x_BSD, norm, f, gate):
         """Residual connection with norm before (default) or after; gate 0 leaves x_BSD as it was."""
@@ -272,6 +278,25 @@ def block(
     return Block(shape).apply({"params": params_l}, x_BSD, edit_l or Edit(), cache_l)
 
 
+def behind_attention(
+    params_l: Params, x_BSD: Array, shape: Shape, edit_l: Edit | None = None
+) -> tuple[Array, Inner]:
+    """The first half of a block: (residual stream behind attention, its intermediates)."""
+    inner: Inner = {}
+    args = x_BSD, edit_l or Edit(), inner
+    x_BSD, _ = Block(shape).apply({"params": params_l}, *args, method="behind_attention")
+    return x_BSD, inner
+
+
+def behind_mlp(
+    params_l: Params, x_BSD: Array, shape: Shape, edit_l: Edit | None = None
+) -> tuple[Array, Inner]:
+    """The second half of a block: (residual stream behind the MLP, its intermediates)."""
+    inner: Inner = {}
+    args = x_BSD, edit_l or Edit(), inner
+    return Block(shape).apply({"params": params_l}, *args, method="behind_mlp"), inner
+
+
 def unembed(params: Params, x_BSD: Array, shape: Shape) -> Array:
     """Logits [B, S, V] in f32: final norm, unembedding (the embedding transposed when tied), logit scale."""
     norm = params.get("final_norm", {})
@@ -375,6 +400,7 @@ def init_cache(batch: int, length: int, shape: Shape) -> Cache:
 
 
 __all__ = [
-    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply", "block", "embed", "enter", "init_cache",
+    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply",
+    "behind_attention", "behind_mlp", "block", "embed", "enter", "init_cache",
     "init_params", "leave", "merge", "nll", "nll_of_logits", "normalize", "rotate", "route", "unembed",
 ]  # fmt: skip

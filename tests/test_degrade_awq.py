@@ -10,7 +10,7 @@ import pytest
 from degrade_cases import QUICK, SHAPES, tokens, trained
 
 from wane.scaling import model
-from wane.scaling.degrade.awq import awq, clip_stride, mean_activity
+from wane.scaling.degrade.awq import awq, mean_activity, stride
 from wane.scaling.degrade.awq_search import (
     Search,
     Target,
@@ -125,9 +125,8 @@ def test_the_diagonal_objective_is_qwix():
     np.testing.assert_allclose(scales(QWIX["x_o"]), QWIX["scales"][0], rtol=1e-6)
 
 
-def test_tokens_are_sampled_at_equal_strides():
-    tokens_NT = np.zeros((6, 9))  # 48 tokens are predicted
-    assert [clip_stride(tokens_NT, n) for n in (0, 5, 20, 48, 512)] == [1, 9, 2, 1, 1]
+def test_calibration_data_is_sampled_at_equal_strides():
+    assert [stride(48, n) for n in (0, 5, 20, 48, 512)] == [1, 9, 2, 1, 1]
 
 
 def test_settings_without_a_meaning_are_refused():
@@ -135,6 +134,8 @@ def test_settings_without_a_meaning_are_refused():
         awq(SHAPES["mha-swiglu"], n_grid=0)
     with pytest.raises(ValueError, match="clip_tokens = -1"):
         awq(SHAPES["mha-swiglu"], clip_tokens=-1)
+    with pytest.raises(ValueError, match="scale_sequences = -2"):
+        awq(SHAPES["mha-swiglu"], scale_sequences=-2)
 
 
 SHAPE = SHAPES["mha-swiglu"]
@@ -260,6 +261,23 @@ def test_a_model_is_rounded_by_the_searches_on_the_trained_models_inputs(shape):
                 )  # fmt: skip
                 agree(blocks["down"][layer, e], expected["down"], params["down"][e], seen)
         agree(blocks["o"][layer], o, params["o"], x)
+
+
+def test_sublayers_are_judged_on_the_sampled_sequences_alone():
+    """In two sequences of six, scales are those that a search over these two finds."""
+    r, bits = run(SHAPE), jnp.float32(severity_of(3, "bits"))
+    where, key = Where.everywhere(SHAPE), jax.random.key(0)
+    tokens_NT, activity = r.fitted
+
+    def values(sequences: int, tokens_NT):
+        method = awq(SHAPE, **SETTINGS | {"clip": False}, scale_sequences=sequences)
+        run = jax.jit(lambda p, t: method.apply(p, (t, activity), bits, where, key), **QUICK)
+        return run(r.params, tokens_NT).params["blocks"]
+
+    sampled, alone, whole = values(2, tokens_NT), values(0, tokens_NT[::3]), values(0, tokens_NT)
+    for name in ("q", "k", "v", "gate", "up"):
+        np.testing.assert_array_equal(sampled[name], alone[name])
+    assert any(np.any(sampled[name] != whole[name]) for name in ("q", "gate"))
 
 
 def agree(got, expected, w_IO, x_TI):

@@ -30,6 +30,7 @@ def awq(
     group_size: int = 0,
     convention: Convention = "awq",
     n_grid: int = 20,
+    scale_sequences: int = 16,
     clip: bool = True,
     clip_tokens: int = 512,
     objective: Objective = "output",
@@ -39,16 +40,19 @@ def awq(
     Severity is given in bits.  Matrices that share inputs (q, k, v; gate and up, of all experts; o; down) share
     the scales activity^r, activity the mean |x| of an input, with the r in 0, 1 / n_grid, .. below 1 that changes
     the output of attention (q, k, v), of the MLP (gate, up) or their own (o, down) least in mean square.  `o` is
-    not scaled where it has not the size of `v`, as under grouped queries: `v` could not take up 1 / scale.  Then
-    ranges are clipped (not of q and k) as the outputs of each group ask for, over clip_tokens calibration tokens
-    at equal strides, 0: over all.  Both searches see the inputs that the trained model makes.
-    symmetric, group_size, convention: as in rtn.  objective: see awq_search.Search.  A point costs about n_grid
-    forwards of the calibration set; in memory stand its residual stream and one block's statistics.
+    not scaled where it has not the size of `v`, as under grouped queries: `v` could not take up 1 / scale.  Outputs
+    of attention and of the MLP are compared on scale_sequences calibration sequences at equal strides; 0: on all,
+    as in the published code, where a point costs n_grid forwards of the calibration set to choose one number per site.
+    Then ranges are clipped (not of q and k) as the outputs of each group ask for, over clip_tokens calibration
+    tokens at equal strides, 0: over all.  Both searches see the inputs that the trained model makes.
+    symmetric, group_size, convention: as in rtn.  objective: see awq_search.Search.  A point costs a forward of the
+    calibration set and n_grid of the scale_sequences; in memory stand its residual stream and one block's
+    statistics.
     """
     scope.check(shape)
     in_scope = scope.weights(shape)
     check_groups(group_size, in_scope, shape)
-    check_counts(n_grid, clip_tokens)
+    check_counts(n_grid, scale_sequences, clip_tokens)
     scheme = Scheme(convention=convention, symmetric=symmetric, mse=False)
     search = Search(scheme=scheme, group_size=group_size, n_grid=n_grid, objective=objective)
 
@@ -59,8 +63,11 @@ def awq(
     def apply(params: Params, fitted: Any, severity: Array, where: Where, key: Array) -> Edit:
         tokens_NT, activity = fitted
         bits = weight_bits(bits_of(severity), in_scope, where, shape)
-        stride = clip_stride(tokens_NT, clip_tokens) if clip else 0
-        solver = BlockSearch(shape=shape, search=search, clip_stride=stride)
+        strides = {
+            "scale_stride": stride(len(tokens_NT), scale_sequences),
+            "clip_stride": stride(tokens_NT[:, 1:].size, clip_tokens) if clip else 0,
+        }
+        solver = BlockSearch(shape=shape, search=search, **strides)
         targets = {
             name: Target(params["blocks"][name], align(bits[name], name, shape), align(mask, name, shape))
             for name, mask in in_scope.items()
@@ -82,6 +89,7 @@ def awq(
             "group_size": group_size,
             "convention": convention,
             "n_grid": n_grid,
+            "scale_sequences": scale_sequences,
             "clip": clip,
             "clip_tokens": clip_tokens,
             "objective": objective,
@@ -99,18 +107,18 @@ def awq(
     )
 
 
-def check_counts(n_grid: int, clip_tokens: int) -> None:
+def check_counts(n_grid: int, scale_sequences: int, clip_tokens: int) -> None:
     """Raises ValueError naming the setting."""
     if n_grid < 1:
         raise ValueError(f"n_grid = {n_grid}: must be at least 1 (1 tries no scaling only)")
-    if clip_tokens < 0:
-        raise ValueError(f"clip_tokens = {clip_tokens}: must be 0 (all calibration tokens) or positive")
+    for name, value in (("scale_sequences", scale_sequences), ("clip_tokens", clip_tokens)):
+        if value < 0:
+            raise ValueError(f"{name} = {value}: must be positive, or 0 for all of the calibration data")
 
 
-def clip_stride(tokens_NT: Array, clip_tokens: int) -> int:
-    """Every how many calibration tokens one is looked at."""
-    tokens = tokens_NT.shape[0] * (tokens_NT.shape[1] - 1)
-    return max(tokens // clip_tokens, 1) if clip_tokens else 1
+def stride(total: int, wanted: int) -> int:
+    """Every how many of `total` one is looked at; wanted 0: at all."""
+    return max(total // wanted, 1) if wanted else 1
 
 
 def mean_activity(params: Params, tokens_NT: Array, shape: Shape) -> dict[str, Array]:

@@ -5,7 +5,7 @@ of gate and up are shared by all experts, which see the same inputs, and judged 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from wane.scaling.degrade.awq_search import (
 from wane.scaling.degrade.calibrate import inner_of
 from wane.scaling.degrade.rounding import lift
 from wane.scaling.degrade.sequential import gram
+from wane.scaling.degrade.stream import over_batches
 from wane.scaling.edit import SITES
 from wane.scaling.model import Inner
 from wane.scaling.quantize import Grid
@@ -40,20 +41,22 @@ Blocks = Mapping[str, Array]  # leaves of one block
 
 
 class Statistics(NamedTuple):
-    """Site -> sums over the calibration data.  losses: [n_grid], of sites in OUTPUT; gram: [.., I, I], of the other
-    sites; groups: [.., G, g, g], of the sampled tokens."""
+    """Site -> sums over the calibration data.  gram: [.., I, I], of sites not in OUTPUT; groups: [.., G, g, g], of
+    the sampled tokens."""
 
-    losses: dict[str, Array]
     gram: dict[str, Array]
     groups: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSearch:
-    """clip_stride: every how many tokens one is seen by the search for ranges; 0: ranges are not clipped."""
+    """scale_stride: every how many calibration sequences one is seen by the search for scales that a whole sublayer
+    is judged by.  clip_stride: every how many tokens one is seen by the search for ranges; 0: ranges are not
+    clipped."""
 
     shape: Shape
     search: Search
+    scale_stride: int
     clip_stride: int
 
     def solve(
@@ -67,10 +70,12 @@ class BlockSearch:
         activity = {
             site: lift(self.search.activity, activity[site].ndim - 1)(activity[site]) for site in sites
         }
-        x_nBSD, statistics = self.measure(block, targets, activity, x_nBSD, sites)
+        losses = self.losses(block, targets, activity, x_nBSD, sites)
+        x_nBSD, statistics = self.measure(block, x_nBSD, sites)
         values, grids = {}, {}
         for site, names in sites.items():
-            scales = self.scales(site, {n: targets[n] for n in names}, activity[site], statistics)
+            own = {n: targets[n] for n in names}
+            scales = self.scales(site, own, activity[site], losses.get(site), statistics)
             for name in names:
                 experts = targets[name].w_IO.ndim - 2
                 arguments = (targets[name], jnp.broadcast_to(scales, targets[name].w_IO.shape[:-1]))
@@ -86,18 +91,21 @@ class BlockSearch:
         return spread(clip_limits(target, s_I, gram_Ggg, self.search)[0], len(s_I))
 
     def scales(
-        self, site: str, targets: Mapping[str, Target], activity: Array, statistics: Statistics
+        self,
+        site: str,
+        targets: Mapping[str, Target],
+        activity: Array,
+        losses: Array | None,
+        statistics: Statistics,
     ) -> Array:
-        """Scales of a site's inputs, of the shape of its activity."""
+        """Scales of a site's inputs, of the shape of its activity.  losses: [n_grid] of a site in OUTPUT."""
         matrices = self.shape.matrices
         if site == "o_in" and matrices["o"] != matrices["v"]:
             return jnp.ones_like(activity)
         own = activity.ndim - 1
         if self.search.objective == "diagonal":
             losses = self.diagonal(targets, activity)
-        elif site in OUTPUT:
-            losses = statistics.losses[site]
-        else:
+        elif losses is None:
             (target,) = targets.values()
             losses = lift(lambda t, g, a: linear_losses(t, g, a, self.search), own)(
                 target, statistics.gram[site], activity
@@ -119,25 +127,13 @@ class BlockSearch:
         return total
 
     def measure(
-        self,
-        block: Blocks,
-        targets: Mapping[str, Target],
-        activity: Mapping[str, Array],
-        x_nBSD: Array,
-        sites: Mapping[str, list[str]],
+        self, block: Blocks, x_nBSD: Array, sites: Mapping[str, list[str]]
     ) -> tuple[Array, Statistics]:
         """(the residual stream behind the block, statistics): one pass over the calibration data."""
 
         def of_batch(n: Array, x_BSD: Array) -> tuple[Array, Statistics]:
             after_BSD, inner, _ = model.block(block, x_BSD, self.shape)
-            judged = [s for s in sites if s in OUTPUT and self.search.objective == "output"]
-            losses = {
-                site: self.output_losses(
-                    site, block, {name: targets[name] for name in sites[site]}, activity[site], x_BSD
-                )
-                for site in judged
-            }
-            return after_BSD, Statistics(losses, *self.grams(inner, n, sites))
+            return after_BSD, self.grams(inner, n, sites)
 
         def step(total, batch):
             after_BSD, statistics = of_batch(*batch)
@@ -149,11 +145,42 @@ class BlockSearch:
         statistics, x_nBSD = lax.scan(step, zeros, batches)
         return x_nBSD, statistics
 
+    def losses(
+        self,
+        block: Blocks,
+        targets: Mapping[str, Target],
+        activity: Mapping[str, Array],
+        x_nBSD: Array,
+        sites: Mapping[str, list[str]],
+    ) -> dict[str, Array]:
+        """Site in OUTPUT -> change of the sublayer's output for each ratio, [n_grid]."""
+        if self.search.objective != "output":
+            return {}
+        sampled_NSD = x_nBSD.reshape(-1, *x_nBSD.shape[2:])[:: self.scale_stride]
+        halves = {"attn_in": model.behind_attention, "mlp_in": model.behind_mlp}
+
+        def of_batch(x_BSD: Array) -> dict[str, Array]:
+            found = {}
+            for site, behind in halves.items():
+                if site in sites:
+                    own = {name: targets[name] for name in sites[site]}
+                    found[site] = self.output_losses(site, behind, block, own, activity[site], x_BSD)
+                x_BSD = behind(block, x_BSD, self.shape)[0]
+            return found
+
+        return over_batches(of_batch, sampled_NSD)
+
     def output_losses(
-        self, site: str, block: Blocks, targets: Mapping[str, Target], activity_I: Array, x_BSD: Array
+        self,
+        site: str,
+        behind: Callable,
+        block: Blocks,
+        targets: Mapping[str, Target],
+        activity_I: Array,
+        x_BSD: Array,
     ) -> Array:
         def output(weights: Mapping[str, Array]) -> Array:
-            return model.block({**block, **weights}, x_BSD, self.shape)[1][OUTPUT[site]]
+            return behind({**block, **weights}, x_BSD, self.shape)[1][OUTPUT[site]]
 
         def rounded(s_I: Array) -> dict[str, Array]:
             return {
@@ -164,8 +191,8 @@ class BlockSearch:
         weights = {name: target.w_IO for name, target in targets.items()}
         return losses_of(output, weights, rounded, activity_I, self.search.ratios)
 
-    def grams(self, inner: Inner, n: Array, sites: Mapping[str, list[str]]) -> tuple[dict, dict]:
-        """(Statistics.gram, Statistics.groups) of batch n."""
+    def grams(self, inner: Inner, n: Array, sites: Mapping[str, list[str]]) -> Statistics:
+        """Of batch n."""
         whole, groups = {}, {}
         for site in sites:
             x = inner_of(inner, site, self.shape)
@@ -177,4 +204,4 @@ class BlockSearch:
                 x = jnp.where(position_T[:, None] % self.clip_stride == 0, x, 0)
                 size = self.search.group_size or x.shape[-1]
                 groups[site] = lift(lambda x_TI, size=size: group_grams(x_TI, size), leading)(x)
-        return whole, groups
+        return Statistics(whole, groups)

@@ -43,19 +43,14 @@ def walk(
     measure: Measure,
     modify: Modify,
     stages: tuple = (None,),
-    x_NSD: Array | None = None,
-    edit: Edit | None = None,
 ) -> Layer:
     """Every block modified in turn, stacked again: Layer(block leaves [L, ...], per-layer edit).
 
     Per block and stage, `measure` runs over batches of the calibration sequences with the block as it stands
     (inputs are made by the blocks before it, modified), then `modify` changes the block.  aux: pytree of arrays
     with a leading layer axis.
-    x_NSD: the stream that enters the first block; None: the embeddings of the tokens.  edit: what acts already,
-    as Edit.per_layer() gives it.
     """
-    x_NSD = embed(params, tokens_NT[:, :-1], shape) if x_NSD is None else x_NSD
-    x_nBSD = batched(x_NSD)
+    x_nBSD = batched(embed(params, tokens_NT[:, :-1], shape))
 
     def run(layer: Layer, x_BSD: Array) -> tuple[Array, Inner]:
         return block(layer.params, x_BSD, shape, layer.edit)[:2]
@@ -74,7 +69,7 @@ def walk(
             layer = modify(layer, total(layer, x_nBSD, stage), aux_l, stage)
         return lax.map(lambda x_BSD: run(layer, x_BSD)[0], x_nBSD), layer
 
-    layers = Layer(params["blocks"], edit or Edit())
+    layers = Layer(params["blocks"], Edit())
     return lax.scan(body, x_nBSD, (layers, aux))[1]
 
 

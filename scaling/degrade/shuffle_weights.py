@@ -1,5 +1,7 @@
 """Shuffled weights: every output keeps the distribution of its weights and loses their places."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,24 @@ from wane.scaling.degrade.contract import EVERYTHING, FRACTIONS, Degradation, Pr
 from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.rank import count
-from wane.scaling.degrade.weights import Weights, draw, group_sizes, rank_weights
+from wane.scaling.degrade.weights import draw, group_sizes, rank_weights
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
+
+
+class Ranked(NamedTuple):
+    """Ranks of the inputs of each output, the input that is next in rank, and [.., 1, O] the first; sorting is
+    left to the fit."""
+
+    rank: Array
+    following: Array
+    first: Array
+
+
+def with_next(rank: Array) -> Ranked:
+    input_of_rank = jnp.argsort(rank, axis=-2).astype(jnp.int32)
+    after = jnp.minimum(rank + 1, rank.shape[-2] - 1)
+    return Ranked(rank, jnp.take_along_axis(input_of_rank, after, axis=-2), input_of_rank[..., :1, :])
 
 
 def shuffle_weights(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
@@ -26,19 +43,21 @@ def shuffle_weights(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
     full = {name: np.broadcast_to(mask, shape.full(name)) for name, mask in in_scope.items()}
     n = group_sizes(full, "row")
 
-    def fit(params: Params, calibration_NT: Array, key: Array) -> Weights:
+    def fit(params: Params, calibration_NT: Array, key: Array) -> dict[str, Ranked]:
         uniform = draw(jax.random.uniform, key, shape)
-        return rank_weights({name: uniform[name] for name in in_scope}, in_scope, "row")
+        ranks = rank_weights({name: uniform[name] for name in in_scope}, in_scope, "row")
+        return {name: with_next(rank) for name, rank in ranks.items()}
 
-    def apply(params: Params, fitted: Weights, severity: Array, where: Where, key: Array) -> Edit:
+    def apply(params: Params, fitted: dict[str, Ranked], severity: Array, where: Where, key: Array) -> Edit:
         shuffled = {}
-        for name, rank in fitted.items():
+        for name, (rank, following, first) in fitted.items():
             w = params["blocks"][name]
-            moving = jnp.broadcast_to(count(n[name], severity), rank.shape)
-            source = jnp.where(rank < moving, (rank + 1) % jnp.maximum(moving, 1), rank)
-            input_of_rank = jnp.argsort(rank, axis=-2)
-            moved = jnp.take_along_axis(w, jnp.take_along_axis(input_of_rank, source, axis=-2), axis=-2)
-            shuffled[name] = jnp.where(in_scope[name] & where.entries(name, shape), moved, w)
+            moving = count(
+                n[name], severity
+            )  # who moves gets the weight of the next in rank, the last the first's
+            moved = jnp.take_along_axis(w, jnp.where(rank + 1 < moving, following, first), axis=-2)
+            acts = in_scope[name] & where.entries(name, shape) & (rank < moving)
+            shuffled[name] = jnp.where(acts, moved, w)
         return Edit(params={"blocks": shuffled})
 
     return Degradation(

@@ -42,7 +42,7 @@ def awq(
     the output of attention (q, k, v), of the MLP (gate, up) or their own (o, down) least in mean square.  `o` is
     not scaled where it has not the size of `v`, as under grouped queries: `v` could not take up 1 / scale.  Outputs
     of attention and of the MLP are compared on scale_sequences calibration sequences at equal strides; 0: on all,
-    as in the published code, where a point costs n_grid forwards of the calibration set to choose one number per site.
+    as in the published code, where a point costs n_grid forwards of the calibration set for one number per site.
     Then ranges are clipped (not of q and k) as the outputs of each group ask for, over clip_tokens calibration
     tokens at equal strides, 0: over all.  Both searches see the inputs that the trained model makes.
     symmetric, group_size, convention: as in rtn.  objective: see awq_search.Search.  A point costs a forward of the

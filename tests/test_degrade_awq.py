@@ -11,6 +11,7 @@ from degrade_cases import QUICK, SHAPES, tokens, trained
 
 from wane.scaling import model
 from wane.scaling.degrade.awq import awq, mean_activity, stride
+from wane.scaling.degrade.awq_block import every
 from wane.scaling.degrade.awq_search import (
     Search,
     Target,
@@ -127,6 +128,13 @@ def test_the_diagonal_objective_is_qwix():
 
 def test_calibration_data_is_sampled_at_equal_strides():
     assert [stride(48, n) for n in (0, 5, 20, 48, 512)] == [1, 9, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("T", "stride"), [(12, 4), (10, 4), (3, 5), (7, 1)])
+def test_every_so_manyth_row_over_batches(T, stride):
+    x = np.random.default_rng(0).normal(size=(6, T, 2)).astype(np.float32)
+    batches = np.concatenate([every(jnp.asarray(x_TI), stride, jnp.int32(n * T)) for n, x_TI in enumerate(x)])
+    np.testing.assert_array_equal(batches[np.any(batches, axis=1)], x.reshape(-1, 2)[::stride])
 
 
 def test_settings_without_a_meaning_are_refused():

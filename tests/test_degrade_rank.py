@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wane.scaling.degrade.rank import count, keep, ranks
+from wane.scaling.degrade.rank import count, count_as, keep, lowest, ranks
 
 GOLDEN = Path(__file__).parent / "golden"
 WANDA, JAXPRUNER = np.load(GOLDEN / "magnitude.npz"), np.load(GOLDEN / "magnitude_jaxpruner.npz")
@@ -78,3 +78,34 @@ def test_ties_are_those_of_jaxpruner_with_the_order_of_indices_turned():
     score = JAXPRUNER["ties_scores"]
     kept = masks_of(ranks(jnp.asarray(score).ravel()[::-1], jnp.bool_(True)), score.size, 0.5)
     np.testing.assert_array_equal(kept[::-1].reshape(score.shape), JAXPRUNER["ties_mask_keep_50"])
+
+
+LOWEST = jax.jit(lowest, static_argnames=("axis", "convention"))
+AWKWARD = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 3e38, 1.0000001]
+
+
+@pytest.mark.parametrize("convention", ["floor", "one_more", "keep_one"])
+@pytest.mark.parametrize("axis", [0, -1, -2])
+def test_the_lowest_are_those_of_least_rank(axis, convention):
+    """Without a sort: ties, both zeros, infinities and NaN (behind them) included."""
+    rng = np.random.default_rng(4)
+    for score in (rng.normal(size=(3, 8, 5)), rng.integers(-1, 2, (3, 8, 5)), rng.choice(AWKWARD, (3, 8, 5))):
+        inside, score = rng.random(score.shape) < 0.7, np.float32(score)
+        n, rank = inside.sum(axis, keepdims=True), lexicographic(score, inside, axis)
+        for severity in np.float32([0, 0.15, 0.5, 0.9, 1]):
+            expected = inside & (rank < np.asarray(count_as(n, severity, convention)))
+            found = LOWEST(score, inside, severity, axis=axis, convention=convention)
+            np.testing.assert_array_equal(found, expected)
+
+
+def lexicographic(score, inside, axis):
+    """Ranks by (outside, NaN, score, index), line by line in Python."""
+    score, inside = np.moveaxis(score, axis, -1), np.moveaxis(inside, axis, -1)
+    rank = np.empty(score.shape, int)
+    for line in np.ndindex(score.shape[:-1]):
+        keys = [
+            (not within, bool(np.isnan(x)), 0 if np.isnan(x) else x, i)
+            for i, (x, within) in enumerate(zip(score[line], inside[line], strict=True))
+        ]
+        rank[line] = np.argsort(sorted(range(len(keys)), key=keys.__getitem__))
+    return np.moveaxis(rank, -1, axis)

@@ -30,7 +30,7 @@ def awq(
     group_size: int = 0,
     convention: Convention = "awq",
     n_grid: int = 20,
-    scale_sequences: int = 16,
+    scale_sequences: int = 8,
     clip: bool = True,
     clip_tokens: int = 512,
     objective: Objective = "output",

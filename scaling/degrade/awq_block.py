@@ -200,8 +200,15 @@ class BlockSearch:
             if site not in OUTPUT and self.search.objective == "output":
                 whole[site] = lift(gram, leading)(x)
             if self.clip_stride:
-                position_T = n * x.shape[-2] + np.arange(x.shape[-2])
-                x = jnp.where(position_T[:, None] % self.clip_stride == 0, x, 0)
                 size = self.search.group_size or x.shape[-1]
-                groups[site] = lift(lambda x_TI, size=size: group_grams(x_TI, size), leading)(x)
+                sampled = every(x, self.clip_stride, n * x.shape[-2])
+                groups[site] = lift(lambda x_TI, size=size: group_grams(x_TI, size), leading)(sampled)
         return Statistics(whole, groups)
+
+
+def every(x: Array, stride: int, first: Array) -> Array:
+    """The rows of x [.., T, I] whose number is a multiple of `stride`, numbers counted from `first` on; rows of
+    zeros make up for a number of rows that depends on it."""
+    T = x.shape[-2]
+    place = (-first) % stride + np.arange(-(-T // stride)) * stride
+    return jnp.where((place < T)[:, None], jnp.take(x, jnp.minimum(place, T - 1), axis=-2), 0)

@@ -8,7 +8,6 @@ Outputs do not touch each other, so matrices that read the same inputs stand sid
 """
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from jax import Array, lax
 from wane.scaling.degrade.sequential import Matrices
 from wane.scaling.quantize import divide
 
-CHUNK = 16  # inputs, so few that their rows stay in the cache; of N:M masks every group lies in one
 State = Any  # a pytree: what a method carries from input to input
 
 
@@ -123,18 +121,15 @@ def compensate(
     begin: Callable[[Array, Array, State], State],
     choose: Callable[[Array, Array, Array, State], tuple[Array, State]],
 ) -> tuple[Array, State]:
-    """(w_IO, state) after all inputs were replaced in order, each error passed on: at once to the inputs of the
-    same chunk, to the others of its block when the chunk is done, to later blocks when the block is done.
+    """(w_IO, state) after all inputs were replaced in order, each error passed on: inside a block of `blocksize`
+    inputs at once, to later blocks when the block is done.
 
     begin(w_IO, first, state) -> state, before the block whose first input is `first`; w_IO has the errors of
     all earlier blocks.  choose(w_BO, first, i, state) -> (q_O, state): what replaces input first + i, row i of
-    w_BO; it and the later ones of its chunk have the errors of all earlier inputs.  Weights outside must be left as
-    they are.
+    w_BO, which has the errors of all earlier inputs.  Weights outside must be left as they are.
     """
     I = len(problem.w_IO)
     B = min(blocksize, I)
-    C = math.gcd(B, CHUNK)
-    place_B1 = jnp.arange(B)[:, None]
 
     def block(carry, first):
         w_IO, state = carry
@@ -146,22 +141,11 @@ def compensate(
             w_BO, error_BO, state = carry
             q_O, state = choose(w_BO, first, i, state)
             error_O = divide(w_BO[i] - q_O, factor_BB[i, i])
-            begins = i - i % C
-            w_CO = lax.dynamic_slice_in_dim(w_BO, begins, C)
-            w_CO -= lax.dynamic_slice_in_dim(factor_BB[i], begins, C)[:, None] * error_O
-            w_BO = lax.dynamic_update_slice_in_dim(w_BO, w_CO.at[i - begins].set(q_O), begins, axis=0)
+            w_BO = (w_BO - factor_BB[i][:, None] * error_O).at[i].set(q_O)
             return w_BO, error_BO.at[i].set(error_O), state
 
-        def chunk(carry, begins):
-            w_BO, error_BO, state = lax.fori_loop(begins, begins + C, replace, carry)
-            factor_CB, error_CO = (lax.dynamic_slice_in_dim(x, begins, C) for x in (factor_BB, error_BO))
-            change_BO = jnp.matmul(factor_CB.T, error_CO, precision=lax.Precision.HIGHEST)
-            w_BO -= jnp.where(place_B1 < begins + C, 0, change_BO)
-            return (w_BO, error_BO, state), None
-
         w_BO = lax.dynamic_slice_in_dim(w_IO, first, B)
-        start = w_BO, jnp.zeros_like(w_BO), state
-        (w_BO, error_BO, state), _ = lax.scan(chunk, start, jnp.arange(0, B, C))
+        w_BO, error_BO, state = lax.fori_loop(0, B, replace, (w_BO, jnp.zeros_like(w_BO), state))
         # U is 0 before the block, and the block's own rows are written over.
         w_IO -= jnp.matmul(factor_BI.T, error_BO, precision=lax.Precision.HIGHEST)
         w_IO = lax.dynamic_update_slice_in_dim(w_IO, w_BO, first, axis=0)

@@ -4,7 +4,7 @@ count, ties go to the lower index, and masks of growing severity are nested beca
 from typing import Literal
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 Convention = Literal["floor", "one_more", "keep_one"]
 GRID = 10_000  # severities act on this grid: f32 floor(n * s) is off by one in 1 % of cases
@@ -52,6 +52,34 @@ def lowest(
     score: Array, inside: Array, severity: Array, *, axis: int, convention: Convention = "floor"
 ) -> Array:
     """bool: the count_as(n, severity) lowest scores of the n entries inside along an axis; ties go to the lower
-    index."""
+    index.
+
+    Nothing is sorted: the largest score that goes is built bit by bit, and so is the last of the places that share
+    it.  Some 40 counts of a matrix cost a fraction of the two sorts that ranks take, where ranks are not kept.
+    """
     n = jnp.sum(inside, axis=axis, keepdims=True, dtype=jnp.int32)
-    return inside & (ranks(score, inside, axis=axis) < count_as(n, severity, convention))
+    wanted = count_as(n, severity, convention)
+    key, place = ascending(score), lax.broadcasted_iota(jnp.uint32, score.shape, axis % score.ndim)
+
+    def least_with(among: Array, values: Array, wanted: Array, bits: int) -> Array:
+        """The least t for which `wanted` values, if any, are t or below."""
+
+        def step(i: Array, t: Array) -> Array:
+            more = t | (jnp.uint32(1) << (bits - 1 - i).astype(jnp.uint32))
+            below = jnp.sum(among & (values < more), axis=axis, keepdims=True, dtype=jnp.int32)
+            return jnp.where(below < wanted, more, t)
+
+        return lax.fori_loop(0, bits, step, jnp.zeros(wanted.shape, jnp.uint32))
+
+    last = least_with(inside, key, wanted, 32)
+    below, tied = inside & (key < last), inside & (key == last)
+    left = wanted - jnp.sum(below, axis=axis, keepdims=True, dtype=jnp.int32)
+    end = least_with(tied, place, left, score.shape[axis].bit_length())
+    return below | (tied & (place <= end) & (left > 0))
+
+
+def ascending(x: Array) -> Array:
+    """uint32 in the order of f32 values; zeros of both signs are equal and NaN comes last, as in jax's sorts."""
+    x = jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, x)).astype(jnp.float32)
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))

@@ -35,7 +35,7 @@ class Recovery:
             return recovered(state, edit, degradation.hold).counted()
 
         self.shape = shape
-        self.start, self.advance, self.end = (Program(f, precision) for f in (start, go_on, end))
+        self.start, self.advance, self.end = (Program(f, precision, trains=True) for f in (start, go_on, end))
         self.cost = costing(degradation.cost, precision, 1)
         self.measure = measuring(shape, metrics, precision, 1)
 

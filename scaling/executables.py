@@ -16,13 +16,13 @@ import pickle
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
-from jax.stages import Compiled, Wrapped
+from jax.stages import Compiled, Lowered, Wrapped
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 PARTS = ("scaling", "train", "eval")  # of the package: all that programs are made of
@@ -41,20 +41,24 @@ def keep_in(folder: Path | None) -> None:
         _kept["folder"] = folder
 
 
-def compiled(program: Wrapped, args: tuple, computes: str | None) -> Compiled:
+def compiled(
+    program: Wrapped, args: tuple, computes: str | None, cpu_options: Mapping[str, Any] | None = None
+) -> Compiled:
     """program.lower(*args).compile(), or what an earlier process left of it.
 
     computes: all that the program follows from besides its arguments, in words that no other program shares; None
     where that cannot be said (closures of arrays or of functions from elsewhere), and nothing is read or kept.  A
     damaged file is made again; one that cannot be written is done without.  Kept is only what XLA compiled just
     now: an executable that jax has read from its own cache does not run (on CPU) after it was written once more.
+    cpu_options: of XLA on a CPU, those that it knows.
     """
     if not _kept or computes is None:
-        return program.lower(*args).compile()
+        return _compile(program.lower(*args), cpu_options)
     file = (
         _kept["folder"]
         / hashlib.blake2b(
-            repr((computes, signature(args), _surroundings(), _settings())).encode(), digest_size=16
+            repr((computes, cpu_options, signature(args), _surroundings(), _settings())).encode(),
+            digest_size=16,
         ).hexdigest()
     )
     with _timed(READING):
@@ -62,11 +66,21 @@ def compiled(program: Wrapped, args: tuple, computes: str | None) -> Compiled:
     if found is None:
         lowered = program.lower(*args)
         with _told(READ_BY_JAX) as read_by_jax:
-            found = lowered.compile()
+            found = _compile(lowered, cpu_options)
         if not read_by_jax:
             with _timed(KEEPING):
                 _write(file, found)
     return found
+
+
+def _compile(lowered: Lowered, cpu_options: Mapping[str, Any] | None) -> Compiled:
+    on_cpu = jax.devices()[0].platform == "cpu"
+    try:
+        return lowered.compile(compiler_options=dict(cpu_options) if cpu_options and on_cpu else None)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return lowered.compile()  # a later XLA
 
 
 def signature(args: Any) -> tuple:

@@ -9,6 +9,11 @@ from jax.stages import Compiled
 
 from wane.scaling.executables import compiled, signature
 
+# Of XLA on a CPU.  Less optimisation of machine code and the older emitters of fusions compile in half the time and
+# run forward passes as fast; a training step is a tenth slower by the older emitters, so that it keeps the others.
+LIGHT = {"xla_backend_optimization_level": 1}
+LIGHTER = LIGHT | {"xla_cpu_use_fusion_emitters": False}
+
 
 class Memory(NamedTuple):
     """Bytes that a program takes beside its arguments; 0 where the backend does not tell."""
@@ -21,11 +26,18 @@ class Program:
     """f under jit at one matrix-product precision (None: jax's own), the same for dense and degraded evaluation.
 
     Compiled ahead of time, once per structure, shapes and types of the arguments: only so does jax tell an
-    executable's memory.  computes: see `wane.scaling.executables.compiled`; options: of `jax.jit`.
+    executable's memory.  computes: see `wane.scaling.executables.compiled`; trains: most of it are gradients;
+    options: of `jax.jit`.
     """
 
     def __init__(
-        self, f: Callable, precision: str | None = None, *, computes: str | None = None, **options: Any
+        self,
+        f: Callable,
+        precision: str | None = None,
+        *,
+        computes: str | None = None,
+        trains: bool = False,
+        **options: Any,
     ):
         def traced(*args):
             with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
@@ -33,6 +45,7 @@ class Program:
 
         traced.__name__ = getattr(f, "__name__", type(f).__name__)  # as profiles and logs of jax tell it
         self.jitted = jax.jit(traced, **options)
+        self.cpu_options = LIGHT if trains else LIGHTER
         self.computes = computes and f"{computes} at {precision}"
         self._executables: dict[Any, Compiled] = {}
         self._last: Compiled | None = None
@@ -44,7 +57,7 @@ class Program:
         """The one for arguments like these, for loops whose arguments do not change their types."""
         of_args = signature(args)
         if of_args not in self._executables:
-            self._executables[of_args] = compiled(self.jitted, args, self.computes)
+            self._executables[of_args] = compiled(self.jitted, args, self.computes, self.cpu_options)
         self._last = self._executables[of_args]
         return self._last
 

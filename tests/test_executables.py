@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from wane.eval.metrics import METRICS
 from wane.eval.sweep import measurement
-from wane.scaling import executables
+from wane.scaling import executables, program
 from wane.scaling.degrade import GROUPS, build
 from wane.scaling.degrade import METHODS as METHODS_OF_DEGRADE
 from wane.scaling.degrade.contract import EVERYTHING, Scope
@@ -58,6 +58,24 @@ def test_a_second_process_traces_nothing_and_gets_the_same(folder):
     assert len(list(folder.iterdir())) == 1
 
 
+def test_an_option_that_this_xla_does_not_know_is_left_out(folder, monkeypatch):
+    asked = []
+    compile_ = jax.stages.Lowered.compile
+
+    def told(self, compiler_options=None):
+        asked.append(compiler_options)
+        return compile_(self, compiler_options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", told)
+    monkeypatch.setattr(program, "LIGHTER", {"xla_of_another_time": True})
+    np.testing.assert_array_equal(run(Traced())["sum"][1], X + 1)
+    assert asked == [{"xla_of_another_time": True}, None]
+
+
+def test_a_training_step_is_compiled_with_options_of_its_own():
+    assert Program(Traced(), trains=True).cpu_options == program.LIGHT != program.LIGHTER
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -66,6 +84,7 @@ def test_a_second_process_traces_nothing_and_gets_the_same(folder):
         {"x": X[:3]},
         {"x": X.astype(np.int32)},
         {"x": X[None]},
+        {"trains": True},
     ],
 )
 def test_anything_else_is_compiled_anew(folder, other):

@@ -98,7 +98,7 @@ def _update_program(shape: Shape, train: Train, steps: int, packing: Packing) ->
     """Cached, so that the packs of one shape compile once."""
     program = partial(pack_step, shape=shape, train=train, steps=steps, packing=packing)
     computes = f"pack_step of {shape} {train} in {steps} steps, {packing}"
-    return Program(program, computes=computes, donate_argnums=0)
+    return Program(program, computes=computes, trains=True, donate_argnums=0)
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,8 @@
 """From what was measured to rows: the value of every metric, task and place, and the columns of the point."""
 
+import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from wane.eval.degrade import Degrade
 from wane.eval.measure import Measured
 from wane.eval.metrics import METRICS
 from wane.eval.metrics.contract import DrawMetric, Metric, PerToken, Place, SequenceMetric, TokenMetric
-from wane.eval.metrics.groups import GROUPS, Grouping
+from wane.eval.metrics.groups import GROUPS
 from wane.eval.study import Evaluation
 from wane.eval.subject import Member, Splits, Subject
 from wane.scaling.config import canonical
@@ -17,7 +19,7 @@ from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Scope
 from wane.scaling.identity import VERSIONS
 from wane.scaling.shape import Shape
-from wane.train.data import EvalSet
+from wane.train.data import EvalSet, Stream
 from wane.train.data.task import Task
 
 
@@ -26,13 +28,15 @@ def values(subject: Subject, measured: Measured) -> Iterator[dict]:
     sums, counts, tokens, others = (np.asarray(a, np.float64) for a in measured)
     shape, evaluation = subject.member.shape, subject.splits.evaluation
     N = len(evaluation.task_N)
-    columns, per_token, statistics = zip(sums, counts, strict=True), iter(tokens), iter(others)
+    totals = (of_groups(a, evaluation) for a in (sums, counts))
+    columns = zip(sums[:, :N], counts[:, :N], *totals, strict=True)
+    per_token, statistics = iter(tokens), iter(others)
     for metric in (METRICS[name] for name in subject.settings.metrics):
         if isinstance(metric, PerToken):
             value_NS = next(per_token)[:N]
             if isinstance(metric, TokenMetric):
-                grouping = GROUPS[metric.by](evaluation, subject.splits.stream)
-                yield from token_rows(metric, value_NS, grouping, evaluation)
+                for part in parts(metric.by, evaluation, subject.splits.stream):
+                    yield from token_rows(metric, value_NS, part)
             continue
         for place in metric.places(shape):
             if isinstance(metric, SequenceMetric):
@@ -70,41 +74,75 @@ def agreements(subject: Subject, draws: Sequence[dict[DrawMetric, np.ndarray]]) 
         yield rows
 
 
+def of_groups(value_CN: np.ndarray, evaluation: EvalSet) -> np.ndarray:
+    """Sums [C, 1 + tasks] over all sequences, and over those of each task.  What is not a number spoils its own
+    task alone."""
+    task_N = evaluation.task_N
+    value_CN = value_CN[:, : len(task_N)]
+    order_N = np.argsort(task_N, kind="stable")
+    begins = np.searchsorted(task_N[order_N], np.arange(len(evaluation.tasks)))
+    return np.column_stack([value_CN.sum(axis=1), np.add.reduceat(value_CN[:, order_N], begins, axis=1)])
+
+
 def sequence_rows(
-    metric: SequenceMetric, place: Place, sum_N: np.ndarray, count_N: np.ndarray, evaluation: EvalSet
-) -> Iterator[dict]:
-    """Values on all sequences and on each task, summed in float64."""
-    groups: list[tuple[str, np.ndarray, Task | None]] = [("all", np.arange(len(evaluation.task_N)), None)]
+    metric: SequenceMetric, place: Place, sum_N: np.ndarray, count_N: np.ndarray, sum_G: np.ndarray,
+    count_G: np.ndarray, evaluation: EvalSet,
+) -> Iterator[dict]:  # fmt: skip
+    """Values on all sequences and on each task; G as `of_groups`."""
+    groups: list[tuple[str, Task | None]] = [("all", None)]
     if len(evaluation.tasks) > 1 or metric.bounds:
-        groups += [
-            (t.name, np.flatnonzero(evaluation.task_N == i), t) for i, t in enumerate(evaluation.tasks)
-        ]
-    for task, index, definition in groups:
-        s, c = sum_N[index], count_N[index]
-        if c.sum() == 0:
+        groups += [(task.name, task) for task in evaluation.tasks]
+    for i, (task, definition) in enumerate(groups):
+        if count_G[i] == 0:
             continue
-        row = value_row(metric, place, task, metric.finish(s.sum() / c.sum()), int(c.sum()))
-        if metric.each and row["value"] is not None and (c > 0).all():
-            row["per_sequence"] = np.float32(s / c).tolist()
+        row = value_row(metric, place, task, metric.finish(sum_G[i] / count_G[i]), int(count_G[i]))
+        if metric.each and row["value"] is not None:
+            index = evaluation.task_N == i - 1 if i else slice(None)
+            if (count_N[index] > 0).all():
+                row["per_sequence"] = np.float32(sum_N[index] / count_N[index]).tolist()
         yield row | bounds(metric, definition)
 
 
-def token_rows(
-    metric: TokenMetric, value_NS: np.ndarray, grouping: Grouping, evaluation: EvalSet
-) -> Iterator[dict]:
-    """Means over each group of tokens, of each task and, where groups are common to tasks, of all."""
-    counted_NS = ~np.isnan(value_NS) & ~np.isnan(grouping.label_NS)
-    groups: list[tuple[str, np.ndarray, Task | None]] = []
-    if grouping.common:
-        groups = [("all", np.ones_like(evaluation.task_N, bool), None)]
-    if len(evaluation.tasks) > 1 or not groups:
-        groups += [(t.name, evaluation.task_N == i, t) for i, t in enumerate(evaluation.tasks)]
-    for task, mine_N, definition in groups:
-        chosen_NS = counted_NS & mine_N[:, None]
-        labels, inverse = np.unique(grouping.label_NS[chosen_NS], return_inverse=True)
-        total, count = np.bincount(inverse, value_NS[chosen_NS]), np.bincount(inverse)
-        for label, t, c in zip(labels, total, count, strict=True):
-            row = value_row(metric, Place(axis=grouping.axis, at=float(label)), task, t / c, int(c))
+class Part(NamedTuple):
+    """Groups of tokens that do not overlap.  group_NS: the group of each token, -1 in none; of each group its task
+    and its label, what rows tell as `at` of the axis."""
+
+    axis: str
+    group_NS: np.ndarray
+    of_each: tuple[tuple[str, Task | None, float], ...]
+
+
+@functools.lru_cache(maxsize=8)
+def parts(by: str, evaluation: EvalSet, stream: Stream) -> tuple[Part, ...]:
+    """The groups of each task and, where groups are common to tasks, those of all."""
+    axis, label_NS, common = GROUPS[by](evaluation, stream)
+    tasks = [(task.name, task) for task in evaluation.tasks]
+    divisions = [([("all", None)], np.zeros_like(evaluation.task_N))] if common else []
+    if len(tasks) > 1 or not divisions:
+        divisions.append((tasks, evaluation.task_N))
+    found = []
+    for named, task_N in divisions:
+        counted_NS = ~np.isnan(label_NS)
+        task_NS = np.broadcast_to(task_N[:, None], label_NS.shape)
+        pairs = np.stack([task_NS[counted_NS], label_NS[counted_NS]])
+        known, group = np.unique(pairs, axis=1, return_inverse=True)
+        group_NS = np.full(label_NS.shape, -1)
+        group_NS[counted_NS] = group
+        found.append(
+            Part(axis, group_NS, tuple((*named[int(task)], float(label)) for task, label in known.T))
+        )
+    return tuple(found)
+
+
+def token_rows(metric: TokenMetric, value_NS: np.ndarray, part: Part) -> Iterator[dict]:
+    """Means over each group of tokens."""
+    counted_NS = ~np.isnan(value_NS) & (part.group_NS >= 0)
+    group = part.group_NS[counted_NS]
+    count = np.bincount(group, minlength=len(part.of_each))
+    total = np.bincount(group, value_NS[counted_NS], minlength=len(part.of_each))
+    for (task, definition, label), t, c in zip(part.of_each, total, count, strict=True):
+        if c:
+            row = value_row(metric, Place(axis=part.axis, at=label), task, t / c, int(c))
             yield row | bounds(metric, definition)
 
 

@@ -228,8 +228,9 @@ class Bench:
       train        training steps: tokens per second, share of what the machine can multiply
       sweep        forward passes, a whole sweep, points that start in mid-model
       methods      one point of every method, in plain evaluations
+      instruments  a sweep with every instrument, and with all of them, in sweeps of the loss alone
       compile      seconds that quickstart spends compiling, in a first and in a second run
-      all          the four of them
+      all          the five of them
       coordinates  activation sizes over widths and depths: does the parametrisation keep them level?
       rates        the best learning rate of every shape of a study's family
 
@@ -242,7 +243,9 @@ class Bench:
     """
 
     what: Annotated[
-        Positional[Literal["train", "sweep", "methods", "compile", "all", "coordinates", "rates"]],
+        Positional[
+            Literal["train", "sweep", "methods", "instruments", "compile", "all", "coordinates", "rates"]
+        ],
         arg(metavar="WHAT"),
     ]
     against: Annotated[

@@ -12,7 +12,7 @@ from wane.eval.speed import Timing
 from wane.launch import cli, listing, studies
 from wane.launch.bench import run as bench
 from wane.launch.bench import setting as bench_setting
-from wane.launch.environment import keep_freed_memory, resolve
+from wane.launch.environment import prepare, resolve
 from wane.launch.masks import export_mask
 from wane.launch.plan import make_plan, show_plan
 from wane.launch.run import run_cell, run_study
@@ -26,7 +26,7 @@ OUT = Path("runs")
 
 def execute(command: "cli.Command") -> None:
     """Run one parsed command.  Raises ValueError or OSError in one line for bad input."""
-    keep_freed_memory()
+    prepare()
     _configure_jax()
     # A log has no width: lines stay whole there.
     console = Console() if Console().is_terminal else Console(width=200)

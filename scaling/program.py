@@ -1,6 +1,7 @@
 """A jitted program that knows how many executables it has cost and how much memory they take."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,5 +68,11 @@ class Program:
 
     def memory(self) -> Memory:
         """Of the executable that ran last."""
-        analysis = self._last and self._last.memory_analysis()
-        return Memory(analysis.temp_size_in_bytes, analysis.output_size_in_bytes) if analysis else Memory()
+        return _memory(self._last) if self._last else Memory()
+
+
+@functools.lru_cache(maxsize=256)
+def _memory(executable: Compiled) -> Memory:
+    """To be told takes milliseconds."""
+    analysis = executable.memory_analysis()
+    return Memory(analysis.temp_size_in_bytes, analysis.output_size_in_bytes) if analysis else Memory()

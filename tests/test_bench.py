@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from wane.configs.quickstart import STUDY
+from wane.eval.metrics import INSTRUMENTS, METRICS
 from wane.eval.study import Degrade, Evaluation
+from wane.launch.bench import instruments
 from wane.launch.bench import run as bench
 from wane.launch.bench import setting as settings
 from wane.launch.bench.fewer import bracket
@@ -164,6 +166,22 @@ def test_memory_of_a_point_is_told_beside_its_time():
     ) as peer:
         weights, layers = (peer.timed(f"{name} memory")(1) for name in ("random_weights", "remove_layers"))
     assert layers < 0.1 < 0.5 < weights < 2
+
+
+def test_a_sweep_with_instruments_is_timed_beside_one_of_the_loss(monkeypatch):
+    """All of them but what goes on by itself, each once."""
+    found = instruments.asked()
+    left_out = {m.name for name in instruments.GENERATION for m in INSTRUMENTS[name]}
+    assert found["loss"] == ("loss",)
+    assert set(found[instruments.ALL]) == set(METRICS) - left_out
+    assert all(set(names) <= set(found[instruments.ALL]) for names in found.values())
+    monkeypatch.setattr(instruments, "DEPTHS", (4,))
+    monkeypatch.setattr(instruments, "asked", lambda: {name: found[name] for name in ("loss", "answers")})
+    setting = Setting(console=Console(file=io.StringIO()), rounds=2, seconds=0.0)
+    (row,) = instruments.measure(setting, sequences=1)
+    assert (row["shape"], row["instrument"], len(row["ratio"])) == ("d96-L4-f192", "answers", 2)
+    assert min(row["seconds"]) > 0
+    assert "answers" in [cell for column in instruments.table([row]).columns for cell in column.cells]
 
 
 class TestBracket:

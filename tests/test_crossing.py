@@ -119,7 +119,7 @@ def changed(params, edit):
 
 
 def slow_changes(params, edited, stream):
-    """[L, 3, b, Q], a query and a head at a time, of one sequence of sixteen."""
+    """[L, 3, b, Q], a query and a head at a time, of one sequence of twenty."""
     S, groups = SHAPE.context, GROUPED.n_heads // GROUPED.n_kv_heads
     at_Q = [S - 1 - i * S // crossing.QUERIES for i in range(crossing.QUERIES)]
     looked_at = range(0, len(TOKENS), crossing.EVERY)

@@ -142,8 +142,8 @@ def test_settings_without_a_meaning_are_refused():
         awq(SHAPES["mha-swiglu"], n_grid=0)
     with pytest.raises(ValueError, match="clip_tokens = -1"):
         awq(SHAPES["mha-swiglu"], clip_tokens=-1)
-    with pytest.raises(ValueError, match="scale_sequences = -2"):
-        awq(SHAPES["mha-swiglu"], scale_sequences=-2)
+    with pytest.raises(ValueError, match="scale_tokens = -2"):
+        awq(SHAPES["mha-swiglu"], scale_tokens=-2)
 
 
 SHAPE = SHAPES["mha-swiglu"]
@@ -278,7 +278,7 @@ def test_sublayers_are_judged_on_the_sampled_sequences_alone():
     tokens_NT, activity = r.fitted
 
     def values(sequences: int, tokens_NT):
-        method = awq(SHAPE, **SETTINGS | {"clip": False}, scale_sequences=sequences)
+        method = awq(SHAPE, **SETTINGS | {"clip": False}, scale_tokens=sequences * SHAPE.context)
         run = jax.jit(lambda p, t: method.apply(p, (t, activity), bits, where, key), **QUICK)
         return run(r.params, tokens_NT).params["blocks"]
 

@@ -9,9 +9,8 @@ import pytest
 from test_sweep import SHAPE, rows_of, splits_of, subject_of, value
 
 from wane.eval.metrics import INSTRUMENTS, METRICS
-from wane.eval.metrics.groups import level
 from wane.eval.metrics.largest import is_largest
-from wane.eval.rows import token_rows
+from wane.eval.rows import parts, token_rows
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
 from wane.scaling.model import apply, unembed
@@ -186,6 +185,7 @@ def test_text_has_no_values(tmp_path, monkeypatch):
 
 def test_levels_are_told_task_by_task(splits):
     data = splits.evaluation
-    rows = list(token_rows(METRICS["loss_by_level"], 1.0 * data.level_NS, level(data, splits.stream), data))
+    (part,) = parts("level", data, splits.stream)
+    rows = list(token_rows(METRICS["loss_by_level"], 1.0 * data.level_NS, part))
     assert {r["task"] for r in rows} == {"L2", "S"}  # L1 has no level
     assert all(r["value"] == r["at"] for r in rows)

@@ -55,7 +55,7 @@ OURS = tuple(METRICS.values())  # what a name of theirs means follows from the c
 COSTS = {
     "answers": 0.1, "resolution": 0.25, "probes": 0.02, "structure": 0.08, "signal": 0.12, "representation": 0.35,
     "overlap": 0.2, "attention": 0.08, "generation": 30.0,
-    "retrieval": 0.02, "agreement": 0.3, "truth": 0.05, "copying": 1.0,
+    "retrieval": 0.02, "agreement": 0.3, "truth": 0.05, "copying": 0.15,
     "continuation": 11.0, "crossing": 12.0, "ranks": 0.1,
 }  # fmt: skip
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)

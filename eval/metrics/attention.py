@@ -1,10 +1,11 @@
 """What the heads of a degraded model attend to: how alike the heads of a layer are, how spread each is, and how
 much its attention changes from one query to the next.
 
-Maps of a few queries of every sequence are read, in PAIRS of neighbours.  They are made again from queries and
-keys, layer by layer: what a forward pass hands over are the maps of all queries and layers at once.
+Maps of a few queries of every other sequence are read, in PAIRS of neighbours.  They are made again from queries
+and keys, layer by layer: what a forward pass hands over are the maps of all queries and layers at once.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,7 +18,8 @@ from wane.eval.metrics.view import View
 from wane.scaling.attention import attention_map
 from wane.scaling.shape import Shape
 
-PAIRS = 4  # of queries of a sequence: more would cost more than they tell, a batch has many sequences
+AT_ONCE = 16  # pairs of heads
+PAIRS = 2  # of queries of a sequence: more would cost more than they tell, a batch has many sequences
 
 
 def layers_of_heads(shape: Shape) -> tuple[Place, ...]:
@@ -77,7 +79,7 @@ def of_layer(map_HBQC: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Ar
         cosine_BQ = cosine(dot_BQ, square_HBQ[g], square_HBQ[h])
         return total(divergence_BQ, weight_B), total(cosine_BQ, weight_B)
 
-    divergence_P, cosine_P = lax.map(of_pair, np.triu_indices(len(map_HBQC), 1))
+    divergence_P, cosine_P = lax.map(of_pair, np.triu_indices(len(map_HBQC), 1), batch_size=AT_ONCE)
     half = len(at_Q) // 2
     both_see = np.arange(map_HBQC.shape[-1]) < at_Q[half:, None]
     before, after = map_HBQC[:, :, :half], jnp.where(both_see, map_HBQC[:, :, half:], 0)
@@ -90,12 +92,13 @@ def of_layer(map_HBQC: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Ar
 
 def maps(view: View) -> Sums:
     """`of_layer` of every layer [L, ..], and of how many queries and pairs of queries it is."""
-    at_Q, weight_B, inner = queries(view.weight_BS.shape[1]), view.batch.counted_B, view.inner
+    at_Q, weight_B, inner = queries(view.weight_BS.shape[1]), view.batch.counted_B[::2], view.inner
     if view.edit.cache_bits is not None and "k" in view.edit.cache_bits:
         # the keys are not those that were attended to, which were rounded
-        read, map_of = (inner["attn_map"],), lambda map_BHSC: map_BHSC[:, :, at_Q]
+        read, map_of = (inner["attn_map"][:, ::2],), lambda map_BHSC: map_BHSC[:, :, at_Q]
     else:
-        read, map_of = (inner["q"], inner["k"]), lambda q, k: attention_map(q[:, at_Q], k, at_Q)
+        read = inner["q"][:, ::2, at_Q], inner["k"][:, ::2]
+        map_of = functools.partial(attention_map, positions_S=at_Q)
     sums = lax.map(lambda of_l: of_layer(jnp.moveaxis(map_of(*of_l), 1, 0), at_Q, weight_B), read)
     n = weight_B.sum() * len(at_Q)
     return sums | {"n": n, "pairs": n / 2}
@@ -162,6 +165,7 @@ def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning
         meaning=meaning,
         gather=maps,
         inner=True,
+        version=2,
     )
 
 

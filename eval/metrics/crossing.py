@@ -145,7 +145,7 @@ METRICS = (
         name="attention_path_change",
         unit="ratio",
         meaning="length of the change of the heads' outputs over their length, on the undegraded stream, where only"
-        f" the attention weights, only the values, or both are degraded; {QUERIES} queries, a sequence of 16",
+        f" the attention weights, only the values, or both are degraded; {QUERIES} queries, a sequence of 20",
         better="lower",
         measure=path_change,
         places=paths_of_layers,

@@ -100,12 +100,13 @@ METRICS = (
         name="update_cosine",
         unit="",
         meaning="cosine of what a block adds to the undegraded stream to what the undegraded block adds; mlp:"
-        " behind the block's own attention; one sequence of sixteen of a batch",
+        " behind the block's own attention; one sequence of twenty of a batch",
         better="higher",
         measure=by_part("cosine"),
         places=parts_of_layers,
         relative=True,
         streams=True,
+        version=2,
     ),
     SequenceMetric(
         name="update_orthogonal",
@@ -117,5 +118,6 @@ METRICS = (
         places=parts_of_layers,
         relative=True,
         streams=True,
+        version=2,
     ),
 )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from wane.eval.metrics.deviation import (
     Geometry,
@@ -123,7 +123,7 @@ def comparison(view: View) -> Comparison:
         null = geometry(p, noisy_p), kl(z, noisy_z, temperature)
         return real, null, second_order(z, changed_z - z, temperature)
 
-    real, null, estimate = lax.map(at, jnp.asarray(TEMPERATURES))
+    real, null, estimate = jax.vmap(at)(jnp.asarray(TEMPERATURES))
     top, changed_top, noisy_top = (choice(logits) for logits in (z, changed_z, noisy_z))
     real, null = (
         Compared(_places(vectors, ours, of_p), kl_TBn, top == ours_top)

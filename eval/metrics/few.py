@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array
 
-EVERY = 16
+EVERY = 20
 
 
 def of_few(total_Pb: Array, count: int, sequences: int) -> tuple[Array, Array]:

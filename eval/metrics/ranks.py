@@ -8,7 +8,7 @@ from jax import Array, lax
 from wane.eval.metrics.answers import has_values
 from wane.eval.metrics.continuation import OCTAVES, by_octave, halves
 from wane.eval.metrics.contract import Place, SequenceMetric, TokenMetric, per_sequence
-from wane.eval.metrics.largest import choice
+from wane.eval.metrics.loss import same_choice
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
 
@@ -21,8 +21,10 @@ def rank(logits_BSV: Array, token_BS: Array) -> Array:
     token_BS1 = token_BS[..., None]
     mine_BS1 = jnp.take_along_axis(logits_BSV, token_BS1, axis=-1)
     later = jnp.arange(logits_BSV.shape[-1]) > token_BS1
-    behind_BS = ((logits_BSV < mine_BS1) | ((logits_BSV == mine_BS1) & later)).sum(axis=-1)
-    return (logits_BSV.shape[-1] - behind_BS).astype(jnp.float32)
+    behind_BSV = (logits_BSV < mine_BS1) | ((logits_BSV == mine_BS1) & later)
+    return logits_BSV.shape[-1] - behind_BSV.sum(
+        axis=-1, dtype=jnp.float32
+    )  # a float's sum is the faster one
 
 
 def rank_of_answer(view: View) -> tuple[Array, Array]:
@@ -42,10 +44,8 @@ def rank_of_options(view: View) -> tuple[Array, Array]:
 
 def argmax_kept(view: View) -> tuple[Array, Array]:
     P, C = halves(view.targets_BS.shape[1])
-    kept_BS = choice(view.logits_BSV) == choice(view.full_BSV)
-    return by_octave(
-        kept_BS[:, None, P - 1 : P - 1 + C]
-    )  # the last token of the prompt predicts the first step
+    # the last token of the prompt predicts the first step
+    return by_octave(same_choice(view)[:, None, P - 1 : P - 1 + C])
 
 
 def steps(shape: Shape) -> tuple[Place, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from wane.launch.bench import compiling, fewer, parametrization, points, speed, sweeping
+from wane.launch.bench import compiling, fewer, instruments, parametrization, points, speed, sweeping
 from wane.launch.bench.setting import Ceilings, Setting
 from wane.launch.bench.timing import Spread
 
@@ -36,6 +36,11 @@ def methods(setting: Setting) -> list[Shown]:
     return [("methods", rows, points.table(rows))]
 
 
+def instrumented(setting: Setting) -> list[Shown]:
+    rows = instruments.measure(setting)
+    return [("instruments", rows, instruments.table(rows))]
+
+
 def compilation(setting: Setting) -> list[Shown]:
     rows = compiling.measure(setting, "quickstart", ())
     return [("compilation", rows, compiling.table(rows))]
@@ -45,6 +50,7 @@ MEASURED: Mapping[str, Callable[[Setting], list[Shown]]] = {
     "train": train,
     "sweep": sweep,
     "methods": methods,
+    "instruments": instrumented,
     "compile": compilation,
 }
 

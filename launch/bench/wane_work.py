@@ -13,7 +13,7 @@ import numpy as np
 from wane.eval.measure import Batches
 from wane.eval.sweep import Engine, Program, engine, measuring_from, plain, streams, undegraded
 from wane.launch.bench.peers import Run, Work
-from wane.launch.environment import keep_freed_memory, resolve
+from wane.launch.environment import prepare, resolve
 from wane.scaling.degrade import GROUPS, METHODS, build
 from wane.scaling.degrade.contract import Degradation, Where
 from wane.scaling.edit import Edit
@@ -69,7 +69,7 @@ def training(
 ) -> Work:
     """One step of a pack a repetition, the same batch again.  waiting: the seconds for which as many steps stand
     still for their batch of the graded language."""
-    keep_freed_memory()
+    prepare()
     shape = shape_of(dims, dtype)
     run = train_run.Run(
         shape=shape, train=Train(batch_size=batch), steps=1000, init_seeds=tuple(range(replicas)),
@@ -115,7 +115,7 @@ class Bench:
     """A member with random parameters and an evaluation set: what points are measured on."""
 
     def __init__(self, dims: dict[str, int], sequences: int, batch: int, dtype: str):
-        keep_freed_memory()
+        prepare()
         self.shape = shape_of(dims, dtype)
         self.params = init_params(jax.random.key(0), self.shape)
         tokens_NT = tokens(self.shape, sequences)

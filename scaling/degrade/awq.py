@@ -30,7 +30,7 @@ def awq(
     group_size: int = 0,
     convention: Convention = "awq",
     n_grid: int = 20,
-    scale_sequences: int = 8,
+    scale_tokens: int = 512,
     clip: bool = True,
     clip_tokens: int = 512,
     objective: Objective = "output",
@@ -41,18 +41,18 @@ def awq(
     the scales activity^r, activity the mean |x| of an input, with the r in 0, 1 / n_grid, .. below 1 that changes
     the output of attention (q, k, v), of the MLP (gate, up) or their own (o, down) least in mean square.  `o` is
     not scaled where it has not the size of `v`, as under grouped queries: `v` could not take up 1 / scale.  Outputs
-    of attention and of the MLP are compared on scale_sequences calibration sequences at equal strides; 0: on all,
-    as in the published code, where a point costs n_grid forwards of the calibration set for one number per site.
-    Then ranges are clipped (not of q and k) as the outputs of each group ask for, over clip_tokens calibration
-    tokens at equal strides, 0: over all.  Both searches see the inputs that the trained model makes.
+    of attention and of the MLP are compared on calibration sequences of together scale_tokens tokens, at equal
+    strides; 0: on all, as in the published code, where a point costs n_grid forwards of the calibration set for one
+    number per site.  Then ranges are clipped (not of q and k) as the outputs of each group ask for, over
+    clip_tokens calibration tokens at equal strides, 0: over all.  Both searches see the inputs that the trained
+    model makes.
     symmetric, group_size, convention: as in rtn.  objective: see awq_search.Search.  A point costs a forward of the
-    calibration set and n_grid of the scale_sequences; in memory stand its residual stream and one block's
-    statistics.
+    calibration set and n_grid of scale_tokens; in memory stand its residual stream and one block's statistics.
     """
     scope.check(shape)
     in_scope = scope.weights(shape)
     check_groups(group_size, in_scope, shape)
-    check_counts(n_grid, scale_sequences, clip_tokens)
+    check_counts(n_grid, scale_tokens, clip_tokens)
     scheme = Scheme(convention=convention, symmetric=symmetric, mse=False)
     search = Search(scheme=scheme, group_size=group_size, n_grid=n_grid, objective=objective)
 
@@ -63,9 +63,10 @@ def awq(
     def apply(params: Params, fitted: Any, severity: Array, where: Where, key: Array) -> Edit:
         tokens_NT, activity = fitted
         bits = weight_bits(bits_of(severity), in_scope, where, shape)
+        N, S = tokens_NT[:, 1:].shape
         strides = {
-            "scale_stride": stride(len(tokens_NT), scale_sequences),
-            "clip_stride": stride(tokens_NT[:, 1:].size, clip_tokens) if clip else 0,
+            "scale_stride": stride(N, -(-scale_tokens // S)),
+            "clip_stride": stride(N * S, clip_tokens) if clip else 0,
         }
         solver = BlockSearch(shape=shape, search=search, **strides)
         targets = {
@@ -89,7 +90,7 @@ def awq(
             "group_size": group_size,
             "convention": convention,
             "n_grid": n_grid,
-            "scale_sequences": scale_sequences,
+            "scale_tokens": scale_tokens,
             "clip": clip,
             "clip_tokens": clip_tokens,
             "objective": objective,
@@ -107,11 +108,11 @@ def awq(
     )
 
 
-def check_counts(n_grid: int, scale_sequences: int, clip_tokens: int) -> None:
+def check_counts(n_grid: int, scale_tokens: int, clip_tokens: int) -> None:
     """Raises ValueError naming the setting."""
     if n_grid < 1:
         raise ValueError(f"n_grid = {n_grid}: must be at least 1 (1 tries no scaling only)")
-    for name, value in (("scale_sequences", scale_sequences), ("clip_tokens", clip_tokens)):
+    for name, value in (("scale_tokens", scale_tokens), ("clip_tokens", clip_tokens)):
         if value < 0:
             raise ValueError(f"{name} = {value}: must be positive, or 0 for all of the calibration data")
 

@@ -1,12 +1,31 @@
-"""What every test file leaves behind is cleared."""
+"""What every test file leaves behind is cleared; and how programs that tests jit themselves are compiled."""
 
 import gc
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from wane.scaling.executables import keep_in
+
+
+# Tests mostly compile: without optimisation, and with the older emitters of fusions, in two thirds of the time.
+# Programs of the package say themselves how they are compiled (wane.scaling.program).
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure():
+    """Before XLA reads its flags, and before workers start, which inherit them."""
+    if "XLA_FLAGS" not in os.environ:
+        os.environ["XLA_FLAGS"] = QUICK
+        start = [sys.executable, "-c", "import jax; jax.devices()"]
+        if subprocess.run(
+            start, capture_output=True
+        ).returncode:  # XLA ends a process with flags that it does not know
+            os.environ["XLA_FLAGS"] = ""
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,7 +11,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from wane.scaling.executables import keep_in
 
-
 # Tests mostly compile: without optimisation, and with the older emitters of fusions, in two thirds of the time.
 # Programs of the package say themselves how they are compiled (wane.scaling.program).
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

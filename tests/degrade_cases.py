@@ -160,6 +160,8 @@ def tokens(shape: Shape) -> jax.Array:
 
 # Compiled without optimisation, which halves the time of tests that mostly compile.
 QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
+# As users compile, where last bits count: conftest.py has other options for all.
+AS_USUAL = {"compiler_options": {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}}
 
 
 class Bench:
@@ -255,7 +257,7 @@ def forward(params: dict, edit: Edit, tokens_NT: jax.Array, shape: Shape) -> jax
     return model.unembed(merge(params, edit), x_BSD, shape)
 
 
-logits_of = jax.jit(forward, static_argnames="shape", **QUICK)
+logits_of = jax.jit(forward, static_argnames="shape", **AS_USUAL)
 
 
 @functools.partial(jax.jit, static_argnames="shape", **QUICK)

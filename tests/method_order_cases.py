@@ -12,6 +12,7 @@ from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Where, severity_of
 from wane.scaling.edit import merge
 from wane.scaling.model import apply, nll
+from wane.scaling.program import Program  # optimised: these are trained and measured for minutes
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.data import open_data
@@ -78,12 +79,11 @@ def member(s: Setting, seed: int) -> dict:
     update = functools.partial(train_step, shape=s.shape, train=s.train, steps=s.steps)
     tokens = jnp.asarray(np.stack([s.stream.batch(seed, i) for i in range(s.steps)]))
 
-    @jax.jit
     def run(tokens):
         state = init_state(jax.random.key(seed), s.shape, s.train)
         return lax.scan(lambda state, batch: (update(state, batch, s.train.lr)[0], None), state, tokens)[0]
 
-    return run(tokens).params
+    return Program(run, trains=True)(tokens).params
 
 
 def losses(s: Setting, seeds) -> dict[str, list[float]]:
@@ -92,7 +92,7 @@ def losses(s: Setting, seeds) -> dict[str, list[float]]:
     evaluation = jnp.asarray(s.stream.evaluation(s.evaluation, 0).tokens_NT)
     members = [member(s, seed) for seed in seeds]
 
-    @jax.jit
+    @Program
     def loss(params, edit):
         def one(tokens_BT):
             x_BSD = apply(params, tokens_BT[:, :-1], s.shape, edit).x_BSD
@@ -105,7 +105,7 @@ def losses(s: Setting, seeds) -> dict[str, list[float]]:
         method = build(method_name, s.shape, settings=settings)
         severity = jnp.float32(severity_of(asked, method.unit))
 
-        @jax.jit
+        @Program
         def edit(params, key, method=method, severity=severity):
             fitted = method.fit(params, calibration, key)
             return method.apply(params, fitted, severity, Where.everywhere(s.shape), key)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from degrade_cases import QUICK, SHAPES, tokens, trained
+from degrade_cases import AS_USUAL, QUICK, SHAPES, tokens, trained
 
 from wane.scaling import model
 from wane.scaling.degrade.ablation import ablation_effects
@@ -142,12 +142,12 @@ def test_an_effect_below_the_rounding_of_the_loss_is_measured():
         return Edit(neuron_LF=jnp.ones((2, 32)).at[0, u].add(step))
 
     units = jnp.arange(4)
-    measure = jax.jit(lambda p: ablation_effects(p, TOKENS, SHAPE, edit_of, units, "loss"))
+    measure = jax.jit(lambda p: ablation_effects(p, TOKENS, SHAPE, edit_of, units, "loss"), **AS_USUAL)
 
     def mean_loss(m_LF):
         return loss(PARAMS, TOKENS, SHAPE, Edit(neuron_LF=m_LF))
 
-    slope = jax.jit(jax.grad(mean_loss))(jnp.ones((2, 32)))[0, :4]
+    slope = jax.jit(jax.grad(mean_loss), **AS_USUAL)(jnp.ones((2, 32)))[0, :4]
     np.testing.assert_allclose(measure(PARAMS), slope * step, atol=6e-8)
 
 

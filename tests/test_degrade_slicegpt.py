@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from degrade_cases import QUICK
+from degrade_cases import AS_USUAL, QUICK
 from model_cases import random_params, random_tokens, shape_of
 from test_model_parity import toy_model
 
@@ -46,7 +46,7 @@ def small(option: str):
 def slicer(method, params, calibration):
     """Jitted (severity, where) -> Edit."""
     fitted = method.fit(params, calibration, KEY)
-    return jax.jit(lambda severity, where: method.apply(params, fitted, severity, where, KEY), **QUICK)
+    return jax.jit(lambda severity, where: method.apply(params, fitted, severity, where, KEY), **AS_USUAL)
 
 
 @functools.cache

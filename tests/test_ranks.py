@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import AS_USUAL
 from test_sweep import SHAPE, rows_of, splits_of, subject_of, value
 
 from wane.eval.metrics import ranks
@@ -70,10 +72,8 @@ def test_through_a_sweep_against_loops():
     fitted = method.fit(subject.params, subject.calibration(degrade), key)
     edit = method.apply(subject.params, fitted, 0.6, Where.everywhere(SHAPE), key)
     read = data.tokens_NT[:, :-1]
-    logits, full = (
-        np.asarray(unembed(subject.params, apply(subject.params, read, SHAPE, e).x_BSD, SHAPE), np.float64)
-        for e in (edit, None)
-    )
+    run = jax.jit(lambda p, e: unembed(p, apply(p, read, SHAPE, e).x_BSD, SHAPE), **AS_USUAL)
+    logits, full = (np.asarray(run(subject.params, e), np.float64) for e in (edit, None))
     answers, options, levels = [], [], {}
     for n, s in zip(*np.nonzero(data.scored_NS), strict=True):
         answers.append(slow_rank(logits[n, s], data.tokens_NT[n, s + 1]))

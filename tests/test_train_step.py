@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import AS_USUAL
 from mask_cases import random_mask
 
 from wane.scaling.model import apply, nll
@@ -29,7 +30,8 @@ def tokens(seed, step, batch=4, context=12, vocab=32):
 @lru_cache
 def program(packing, shape=SHAPE):
     """Compiled once for all tests: compiling is what they spend their time on."""
-    return jax.jit(partial(pack_step, shape=shape, train=TRAIN, steps=STEPS, packing=packing))
+    step = partial(pack_step, shape=shape, train=TRAIN, steps=STEPS, packing=packing)
+    return jax.jit(step, **AS_USUAL)
 
 
 @lru_cache

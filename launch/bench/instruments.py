@@ -26,7 +26,7 @@ Row = dict[str, Any]
 LOSS = ("loss",)
 GENERATION = ("generation", "continuation", "crossing")  # many forward passes by their nature
 ALL = "all but generation"
-POINTS = 6
+POINTS = 4
 DEPTHS = (4, 36)  # the widest and the deepest shape of the CPU tier
 
 
@@ -38,7 +38,7 @@ def asked() -> dict[str, tuple[str, ...]]:
 
 
 def measuring(*, n_layers: int, sequences: int, rows: list[str]) -> Work:
-    """A cell of POINTS severities a repetition, for each of these rows of the table."""
+    """A cell of POINTS severities a repetition, for each of these rows of the table.  sequences: of each task."""
     prepare()
     stream = open_data(Data(sources="graded"), steps=1, batch_size=1)
     family = exact_ladder(192, depths=(n_layers,), head_dim=16)
@@ -67,22 +67,21 @@ def measuring(*, n_layers: int, sequences: int, rows: list[str]) -> Work:
     return Work(runs, {"shape": shape.name})
 
 
-def measure(setting: Setting, sequences: int = 64) -> list[Row]:
+def measure(setting: Setting, sequences: int = 16) -> list[Row]:
     """A row per shape and instrument: seconds of a point of its sweep, and the ratio of each round to that of the
     loss alone."""
     rows = []
     for n_layers in DEPTHS:
         names = list(asked())
         with Peer(f"{__name__}:measuring", n_layers=n_layers, sequences=sequences, rows=names) as peer:
+            shape = peer.facts["shape"]
+            works = {name: peer.timed(name) for name in names}
+            say = setting.progress(f"instruments, {shape}")
+            found = alternate(works, setting.rounds, setting.seconds, say)
             for name in names[1:]:
-                works = {row: peer.timed(row) for row in ("loss", name)}
-                found = alternate(works, setting.rounds, setting.seconds)
                 ratio = [mine / loss for mine, loss in zip(found[name], found["loss"], strict=True)]
                 seconds = [cell / POINTS for cell in found[name]]
-                rows.append(
-                    {"shape": peer.facts["shape"], "instrument": name, "ratio": ratio, "seconds": seconds}
-                )
-                setting.say(f"instruments, {peer.facts['shape']}: {name} {spread(ratio)}")
+                rows.append({"shape": shape, "instrument": name, "ratio": ratio, "seconds": seconds})
     return rows
 
 

@@ -11,8 +11,8 @@ The recipe, found with seed 0 of the widest and the deepest shape.  Most tokens 
 and the gradients of what nobody can predict drown those of rare answers: counted in full, copies at a distance and
 far answers stay at the first of their distances.  Small batches, because what is learnt abruptly asks for updates
 more than for tokens.  RoPE with theta = 100: eight frequencies per head should tell positions within 128 tokens,
-not 10,000.  Norms on queries and keys: the head that looks 31 tokens back for the far answers of X is found early in
-every member; without them two of eight never found it.
+not 10,000.  Norms on queries and keys: the head that looks 31 tokens back for the far answers of X is found early
+in every member; without them two of eight never found it.
 
 Cost: about an hour and a half on 2 CPU cores, 8 to 15 minutes a member on one.
 """

@@ -10,7 +10,7 @@ Six members of this size cannot show what width does to robustness: two seeds gi
 all tasks are below the competence gate, and the shapes differ in loss before anything is taken.  What the
 pictures show is the apparatus: curves, bands, x-axes, gate.
 
-Cost: a minute and a half on 2 CPU cores; not measured on an accelerator.  Expect a final training loss of 3.2
+Cost: 1:42 minutes on 2 CPU cores; not measured on an accelerator.  Expect a final training loss of 3.2
 (one layer) to 3.4 nats/token (nine layers).
 """
 

@@ -151,5 +151,6 @@ METRICS = (
         places=paths_of_layers,
         relative=True,
         streams=True,
+        version=2,
     ),
 )

@@ -22,9 +22,7 @@ def rank(logits_BSV: Array, token_BS: Array) -> Array:
     mine_BS1 = jnp.take_along_axis(logits_BSV, token_BS1, axis=-1)
     later = jnp.arange(logits_BSV.shape[-1]) > token_BS1
     behind_BSV = (logits_BSV < mine_BS1) | ((logits_BSV == mine_BS1) & later)
-    return logits_BSV.shape[-1] - behind_BSV.sum(
-        axis=-1, dtype=jnp.float32
-    )  # a float's sum is the faster one
+    return logits_BSV.shape[-1] - behind_BSV.sum(axis=-1, dtype=jnp.float32)  # floats are summed faster
 
 
 def rank_of_answer(view: View) -> tuple[Array, Array]:

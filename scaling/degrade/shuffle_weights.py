@@ -52,9 +52,8 @@ def shuffle_weights(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
         shuffled = {}
         for name, (rank, following, first) in fitted.items():
             w = params["blocks"][name]
-            moving = count(
-                n[name], severity
-            )  # who moves gets the weight of the next in rank, the last the first's
+            moving = count(n[name], severity)
+            # Who moves gets the weight of the next in rank, the last one the first's.
             moved = jnp.take_along_axis(w, jnp.where(rank + 1 < moving, following, first), axis=-2)
             acts = in_scope[name] & where.entries(name, shape) & (rank < moving)
             shuffled[name] = jnp.where(acts, moved, w)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from wane.eval.subject import Member, Splits, Subject
 from wane.eval.sweep import Engine, Point
 from wane.scaling.degrade.contract import Where, severity_of
 from wane.scaling.shape import Shape
+
+Swept = tuple[int | None, int | None, Level, Point]  # layer, head, level
 
 
 def sweep(
@@ -40,13 +43,16 @@ def sweep(
         clock["fit_seconds"] += time.perf_counter() - started
         started = time.perf_counter()
         key = jax.random.fold_in(key, 1)
-        for layer, head, level, point in swept(subject, degrade, programs, fitted, key):
+
+        def tell(layer: int | None, head: int | None, level: Level, point: Point, draw: int = draw) -> None:
             about = level._asdict() | units | {"layer": layer, "head": head, "draw": draw}
             about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
             common = point_columns(subject, degrade, about, point, cell_id)
-            rows += [common | row for row in values(subject, point.measured)]
+            rows.extend(common | row for row in values(subject, point.measured))
             of_draws.setdefault((layer, head, level), []).append((common, said(subject, point.measured)))
             tick(1)
+
+        beside(tell, swept(subject, degrade, programs, fitted, key))
         clock["sweep_seconds"] += time.perf_counter() - started
     for columns, told in (zip(*point, strict=True) for point in of_draws.values()):
         for common, compared in zip(columns, agreements(subject, told), strict=True):
@@ -55,9 +61,23 @@ def sweep(
     return rows, clock | memory | {"executables": programs.executables()}
 
 
+def beside(tell: Callable, points: Iterator[Swept]) -> None:
+    """tell(*point) of one point after the other, each while the next one is computed.  That one is begun when the
+    point is there, since two at once would need the memory of two."""
+    with ThreadPoolExecutor(1) as teller:
+        last = None
+        for point in points:
+            jax.block_until_ready(point[-1])
+            if last:
+                last.result()
+            last = teller.submit(tell, *point)
+        if last:
+            last.result()
+
+
 def swept(
     subject: Subject, degrade: Degrade, programs: Engine, fitted: Any, key: jax.Array
-) -> Iterator[tuple[int | None, int | None, Level, Point]]:
+) -> Iterator[Swept]:
     """(layer, head, level, point) of every unit and level of one draw."""
     grid, shape = degrade.grid(subject.member.shape), subject.member.shape
     common = subject.params, fitted

@@ -12,6 +12,7 @@ from wane.eval.metrics import METRICS
 from wane.eval.metrics.contract import PerToken, SequenceMetric, Statistic, Sums, Weights
 from wane.eval.metrics.view import Batch, View
 from wane.scaling.edit import Edit, Params, merge
+from wane.scaling.model import Inner, apply
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet
 
@@ -58,6 +59,22 @@ def gathers(metrics: tuple[str, ...], *, of_trained: bool) -> list[Callable[[Vie
     return list(dict.fromkeys(m.gather for m in told if m.gather and m.of_trained == of_trained))
 
 
+def insides(metrics: tuple[str, ...]) -> list[Callable[[Inner], Any]]:
+    """What metrics read of each block (`Metric.inside`)."""
+    return list(dict.fromkeys(METRICS[name].inside for name in metrics if METRICS[name].inside))
+
+
+def forward(
+    shape: Shape, metrics: tuple[str, ...], params: Params, edit: Edit, batch: Batch
+) -> dict[str, Any]:
+    """x_BSD and inside of a `View`, where all blocks run.  Each block hands over the parts that metrics read: all
+    of it, written for every layer, cost as much as a tenth of the blocks."""
+    reads = insides(metrics)
+    keep = lambda inner: [read(inner) for read in reads]  # noqa: E731
+    out = apply(params, batch.tokens_BT[:, :-1], shape, edit, keep=keep)
+    return {"x_BSD": out.x_BSD, "inside": dict(zip(reads, out.inner, strict=True))}
+
+
 def sums_of_trained(shape: Shape, metrics: tuple[str, ...], params: Params, batches: Batches) -> list[Sums]:
     """Of each of the `gathers` of the trained model."""
 
@@ -76,7 +93,7 @@ def measure(
     shape: Shape, metrics: tuple[str, ...], params: Params, edit: Edit, run: Callable, batches: Batches,
     of_trained: list[Sums],
 ) -> Measured:  # fmt: skip
-    """run(batch, its index) -> what a `View` holds of that batch: x_BSD, stream, inner.  of_trained:
+    """run(batch, its index) -> what a `View` holds of that batch: x_BSD, stream, inside.  of_trained:
     `sums_of_trained`."""
     degraded = merge(params, edit)
     of_kind = {kind: [METRICS[n] for n in metrics if isinstance(METRICS[n], kind)] for kind in KINDS}

@@ -74,13 +74,18 @@ def agreements(subject: Subject, draws: Sequence[dict[DrawMetric, np.ndarray]]) 
         yield rows
 
 
+@functools.lru_cache(maxsize=8)
+def by_task(evaluation: EvalSet) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences in order of their task, and where each task begins."""
+    order_N = np.argsort(evaluation.task_N, kind="stable")
+    return order_N, np.searchsorted(evaluation.task_N[order_N], np.arange(len(evaluation.tasks)))
+
+
 def of_groups(value_CN: np.ndarray, evaluation: EvalSet) -> np.ndarray:
     """Sums [C, 1 + tasks] over all sequences, and over those of each task.  What is not a number spoils its own
     task alone."""
-    task_N = evaluation.task_N
-    value_CN = value_CN[:, : len(task_N)]
-    order_N = np.argsort(task_N, kind="stable")
-    begins = np.searchsorted(task_N[order_N], np.arange(len(evaluation.tasks)))
+    order_N, begins = by_task(evaluation)
+    value_CN = value_CN[:, : len(order_N)]
     return np.column_stack([value_CN.sum(axis=1), np.add.reduceat(value_CN[:, order_N], begins, axis=1)])
 
 

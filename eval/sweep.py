@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.eval.measure import Batches, Measured, measure, sums_of_trained
+from wane.eval.measure import Batches, Measured, forward, insides, measure, sums_of_trained
 from wane.eval.metrics import METRICS, OURS, reads_streams
 from wane.eval.metrics.contract import Sums
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
@@ -64,7 +64,7 @@ class Engine:
         self.measure = measuring(shape, metrics, precision, points)
         self.measure_from = measuring_from(shape, metrics, precision, points)
         self._measured = self.measure
-        self.inner = any(METRICS[name].inner for name in metrics)
+        self.inside = bool(insides(metrics))
         self.needs_streams = reads_streams(metrics)
 
     def sweep(
@@ -96,7 +96,7 @@ class Engine:
     def starts(self, severities: Sequence[Severity], layer: int | None) -> list[Start]:
         """Where points may start that degrade one layer, or (None) all of the scope; empty where that is the
         first block, and where a metric looks inside of all of them."""
-        if self.inner:
+        if self.inside:
             return []
         first = self.degradation.scope.layer_range(self.shape)[0] if layer is None else layer
         if layer is None and self.degradation.exit is not None:
@@ -164,8 +164,7 @@ def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: in
 
     def program(params, edit, batches, stream, of_trained):
         def run(batch, index):
-            out = apply(params, batch.tokens_BT[:, :-1], shape, edit)
-            return {"x_BSD": out.x_BSD, "inner": out.inner, "stream": stream[:, index]}
+            return forward(shape, metrics, params, edit, batch) | {"stream": stream[:, index]}
 
         return measure(shape, metrics, params, edit, run, batches, of_trained)
 
@@ -195,8 +194,8 @@ def plain(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
 
     def program(params, batches):
         def run(batch, _):
-            out = apply(params, batch.tokens_BT[:, :-1], shape)
-            return {"x_BSD": out.x_BSD, "inner": out.inner, "stream": out.x_BSD[None]}
+            seen = forward(shape, metrics, params, Edit(), batch)
+            return seen | {"stream": seen["x_BSD"][None]}
 
         return measure(shape, metrics, params, Edit(), run, batches, ())
 

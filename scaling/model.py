@@ -7,7 +7,7 @@ products run in `shape.dtype`; softmax, norms and the loss run in f32.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +30,11 @@ SAVED = ("q", "k", "v", "heads", "norm", "mid", "gate", "up", "down")
 
 
 class Output(NamedTuple):
-    """x_BSD: residual stream after the last block, before the final norm.  inner: the blocks' intermediates that
-    were asked for, stacked [L, ...]; None where only the last layers ran."""
+    """x_BSD: residual stream after the last block, before the final norm.  inner: what was asked for of the blocks'
+    intermediates, stacked [L, ...]; None where only the last layers ran."""
 
     x_BSD: Array
-    inner: Inner | None
+    inner: Any
 
 
 def normalize(x: Array, scale: Array | None, bias: Array | None, eps: float) -> Array:
@@ -153,6 +153,7 @@ class Block(nn.Module):
         inner |= {"q": q, "k": k, "v": v}
         if edit.cache_bits is not None:
             k, v = (self.cached(name, t, edit) for name, t in (("k", k), ("v", v)))
+        inner["cached_k"] = k
         if cache is not None:
             k = lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
             v = lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
@@ -311,12 +312,13 @@ def apply(
     shape: Shape,
     edit: Edit | None = None,
     start: tuple[Array, Array] | None = None,
-    keep: Sequence[str] | None = None,
+    keep: Callable[[Inner], Any] = dict,
 ) -> Output:
     """Residual stream after all blocks, under an edit.
 
-    keep: names of the intermediates (`block`) that are wanted, None: all.  A forward pass drops what is not used
-    by itself; the gradient of one does not, so training says what it wants.
+    keep: what is wanted of each block's intermediates (`block`), a pytree; by default all of them.  A forward pass
+    drops by itself what is not used at all; the gradient of one does not, so training says what it wants (`only`),
+    and of what is read in part all of it is written for every layer, so metrics say which part.
 
     start = (layer, x_BSD), both traced: x_BSD is the residual stream before block `layer` (inner["block_in"]
     of a full forward), and only the blocks from there on run; tokens_BS is then not read.  Same bits as the
@@ -341,14 +343,19 @@ def apply(
     return run(params, edit, corrupt_embeddings(x_BSD, tokens_BS, edit.corruption, loss_B))
 
 
+def only(*names: str) -> Callable[[Inner], Inner]:
+    """`keep` of `apply`: the intermediates of these names."""
+    return lambda inner: {name: inner[name] for name in names}
+
+
 def _blocks(
-    params: Params, x_BSD: Array, shape: Shape, edit: Edit, keep: Sequence[str] | None
-) -> tuple[Array, Inner]:
+    params: Params, x_BSD: Array, shape: Shape, edit: Edit, keep: Callable[[Inner], Any]
+) -> tuple[Array, Any]:
     """All blocks as one scan over layers."""
 
     def body(x_BSD, layer):
         x_BSD, inner, _ = block(layer[0], x_BSD, shape, layer[1])
-        return x_BSD, inner if keep is None else {name: inner[name] for name in keep}
+        return x_BSD, keep(inner)
 
     saved = () if shape.remat else SAVED
     policy = jax.checkpoint_policies.save_only_these_names(*saved)
@@ -402,5 +409,5 @@ def init_cache(batch: int, length: int, shape: Shape) -> Cache:
 __all__ = [
     "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply",
     "behind_attention", "behind_mlp", "block", "embed", "enter", "init_cache",
-    "init_params", "leave", "merge", "nll", "nll_of_logits", "normalize", "rotate", "route", "unembed",
+    "init_params", "leave", "merge", "nll", "nll_of_logits", "normalize", "only", "rotate", "route", "unembed",
 ]  # fmt: skip

@@ -51,7 +51,7 @@ def view_of(params, edit, tokens_BT=TOKENS, shape=SHAPE):
     others = {f: jnp.zeros(1) for f in Batch._fields if f not in ("tokens_BT", "scored_BS", "counted_B")}
     counts = {"scored_BS": jnp.ones(tokens_BS.shape, bool), "counted_B": jnp.ones(len(tokens_BS))}
     return View(
-        shape=shape, params=params, degraded=merge(params, edit), edit=edit, x_BSD=out.x_BSD, inner=out.inner,
+        shape=shape, params=params, degraded=merge(params, edit), edit=edit, x_BSD=out.x_BSD,
         stream=jnp.concatenate([full.inner["block_in"], full.x_BSD[None]]),
         batch=Batch(tokens_BT=tokens_BT, **counts, **others),
     )  # fmt: skip

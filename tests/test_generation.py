@@ -89,7 +89,7 @@ def view_of(shape, tokens_BT, scored_BS, edit):
     )  # fmt: skip
     return View(
         shape=shape, params=params, degraded=merge(params, edit), edit=edit, batch=batch, x_BSD=out.x_BSD,
-        stream=out.x_BSD[None], inner=out.inner,
+        stream=out.x_BSD[None],
     )  # fmt: skip
 
 

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_metrics_overlap import SHAPE, rows_of, splits, subject_of, value, view_of  # noqa: F401
+from test_metrics_overlap import (  # noqa: F401
+    SHAPE,
+    inner_of_view,
+    rows_of,
+    splits,
+    subject_of,
+    value,
+    view_of,
+)
 
 from wane.eval.metrics import attention
 from wane.eval.metrics.contract import Weights
@@ -87,7 +95,7 @@ def maps_of(inner, S):
 
 def test_against_loops():
     view = view_of(HEADS, drawn(HEADS))
-    expected = loops(maps_of(view.inner, 32)[:, :4], 32)  # the fifth sequence only fills the batch
+    expected = loops(maps_of(inner_of_view(view), 32)[:, :4], 32)  # the fifth sequence only fills the batch
     found = measured(view)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -152,19 +160,15 @@ def test_one_head_has_no_pairs(splits):  # noqa: F811
     assert [r["value"] for r in rows if r["metric"] == "effective_heads"] == [1.0] * 6
 
 
-def under(view, edit):
-    inner = apply(view.params, view.batch.tokens_BT[:, :-1], view.shape, edit).inner
-    return dataclasses.replace(view, edit=edit, inner=inner)
-
-
 def test_keys_of_a_rounded_cache_are_those_that_were_attended_to():
-    view = view_of(HEADS, drawn(HEADS))
+    params = drawn(HEADS)
     bits = lambda b: Edit(cache_bits={"k": jnp.full(3, b, jnp.float32)})  # noqa: E731
-    whole, exact, coarse = measured(view), measured(under(view, bits(16))), under(view, bits(2))
+    whole, exact, coarse = (view_of(HEADS, params, edit) for edit in (Edit(), bits(16), bits(2)))
+    whole, exact, inner = measured(whole), measured(exact), inner_of_view(coarse)
     for name in whole:
         np.testing.assert_allclose(exact[name], whole[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    maps = np.asarray(coarse.inner["attn_map"], np.float64)
+    maps = np.asarray(inner["attn_map"], np.float64)
     found, expected = measured(coarse), loops(maps[:, :4], 32)
     for name in whole:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    assert np.abs(maps - maps_of(coarse.inner, 32)).max() > 0.1
+    assert np.abs(maps - maps_of(inner, 32)).max() > 0.1

@@ -11,6 +11,7 @@ import pytest
 from test_sweep import MEMBER, splits_of, value
 
 from wane.eval.cell import sweep
+from wane.eval.measure import forward
 from wane.eval.metrics.cka import cka, unbiased_cka
 from wane.eval.metrics.concentration import effective_number, gini
 from wane.eval.metrics.contract import Weights
@@ -254,16 +255,19 @@ def test_the_identity_overlaps_fully_and_every_place_has_a_row(splits):
     assert all(r["status"] == "ok" and r["task"] == "all" for r in mine)
 
 
-def view_of(shape, params, B=5):
+def view_of(shape, params, edit=Edit(), B=5):  # noqa: B008
     tokens = np.random.default_rng(1).integers(shape.vocab, size=(B, shape.context + 1)).astype(np.int32)
-    out = apply(params, tokens[:, :-1], shape)
     none = dict.fromkeys(Batch._fields)
     batch = Batch(**none | {"tokens_BT": jnp.asarray(tokens), "counted_B": jnp.ones(B).at[-1].set(0)})
-    edit = Edit()
+    seen = forward(shape, ("neuron_cosine", "head_cosine"), params, edit, batch)
     return View(
-        shape=shape, params=params, degraded=merge(params, edit), edit=edit, batch=batch, x_BSD=out.x_BSD,
-        stream=out.x_BSD[None], inner=out.inner,
+        shape=shape, params=params, degraded=merge(params, edit), edit=edit, batch=batch,
+        stream=seen["x_BSD"][None], **seen,
     )  # fmt: skip
+
+
+def inner_of_view(view):
+    return apply(view.params, view.batch.tokens_BT[:, :-1], view.shape, view.edit).inner
 
 
 def test_duplicated_neurons_have_cosine_one_and_one_dimension():
@@ -282,7 +286,8 @@ def test_neurons_of_an_expert_are_compared_over_the_tokens_that_it_serves():
     shape = dataclasses.replace(SHAPE, n_experts=3, top_k=1, d_ff=10)
     params = jax.tree.map(lambda w: 3 * w, init_params(jax.random.key(3), shape))
     view = view_of(shape, params)
-    h, route = (np.asarray(view.inner[name], np.float64)[:, :4] for name in ("down_in", "route"))
+    inner = inner_of_view(view)
+    h, route = (np.asarray(inner[name], np.float64)[:, :4] for name in ("down_in", "route"))
     expected = {"dimensions": [], "cosine": [], "overlap": []}
     for l in range(3):
         of_layer = {name: [] for name in expected}

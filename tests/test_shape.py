@@ -28,7 +28,7 @@ def leaf_count(tree) -> int:
 
 
 def loss(params, tokens_BT, shape):
-    x_BSD = model.apply(params, tokens_BT[:, :-1], shape, keep=()).x_BSD
+    x_BSD = model.apply(params, tokens_BT[:, :-1], shape, keep=model.only()).x_BSD
     return jnp.mean(model.nll(params, x_BSD, tokens_BT, shape))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.scaling.edit import Edit, Params, merge
-from wane.scaling.model import apply, nll
+from wane.scaling.model import apply, nll, only
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.data.marks import is_scored, unmarked
@@ -47,7 +47,7 @@ def advance(
 
     def loss(params: Params, marked_BT: Array) -> Array:
         held, tokens_BT = hold(params, edit), unmarked(marked_BT)
-        x_BSD = apply(held, tokens_BT[:, :-1], shape, acting, keep=()).x_BSD
+        x_BSD = apply(held, tokens_BT[:, :-1], shape, acting, keep=only()).x_BSD
         nll_BS = nll(held, x_BSD, tokens_BT, shape)
         return mean_loss(nll_BS, is_scored(marked_BT[:, 1:]), train.unscored_weight)
 

@@ -8,7 +8,7 @@ import optax
 from jax import Array, lax
 
 from wane.scaling.edit import Params
-from wane.scaling.model import Inner, apply, init_params, nll
+from wane.scaling.model import Inner, apply, init_params, nll, only
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.data.marks import is_scored, unmarked
@@ -41,7 +41,7 @@ def objective(
     `imbalance`.  marked_BT: tokens, with marks (`wane.train.data.marks`) or without."""
     tokens_BT = unmarked(marked_BT)
     routing = () if shape.n_experts is None else ("router", "route")
-    x_BSD, inner = apply(params, tokens_BT[:, :-1], shape, keep=routing)
+    x_BSD, inner = apply(params, tokens_BT[:, :-1], shape, keep=only(*routing))
     value = mean_loss(nll(params, x_BSD, tokens_BT, shape), is_scored(marked_BT[:, 1:]), unscored_weight)
     if shape.n_experts is None:
         return value, {"loss": value}

@@ -2,10 +2,9 @@
 much its attention changes from one query to the next.
 
 Maps of a few queries of every other sequence are read, in PAIRS of neighbours.  They are made again from queries
-and keys, layer by layer: what a forward pass hands over are the maps of all queries and layers at once.
+and keys: what a forward pass hands over are the maps of all queries.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -16,6 +15,7 @@ from jax import Array, lax
 from wane.eval.metrics.contract import Place, Statistic, Sums, Weights, layers
 from wane.eval.metrics.view import View
 from wane.scaling.attention import attention_map
+from wane.scaling.model import Inner
 from wane.scaling.shape import Shape
 
 AT_ONCE = 16  # pairs of heads
@@ -90,16 +90,20 @@ def of_layer(map_HBQC: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Ar
     return heads | {"divergence": divergence_P, "cosine": cosine_P}
 
 
+def some_maps(inner: Inner) -> Array:
+    """The maps of a layer that are read, [B / 2, H, Q, C]."""
+    at_Q = queries(inner["q"].shape[1])
+    return attention_map(inner["q"][::2, at_Q], inner["cached_k"][::2], at_Q)
+
+
 def maps(view: View) -> Sums:
     """`of_layer` of every layer [L, ..], and of how many queries and pairs of queries it is."""
-    at_Q, weight_B, inner = queries(view.weight_BS.shape[1]), view.batch.counted_B[::2], view.inner
-    if view.edit.cache_bits is not None and "k" in view.edit.cache_bits:
-        # the keys are not those that were attended to, which were rounded
-        read, map_of = (inner["attn_map"][:, ::2],), lambda map_BHSC: map_BHSC[:, :, at_Q]
-    else:
-        read = inner["q"][:, ::2, at_Q], inner["k"][:, ::2]
-        map_of = functools.partial(attention_map, positions_S=at_Q)
-    sums = lax.map(lambda of_l: of_layer(jnp.moveaxis(map_of(*of_l), 1, 0), at_Q, weight_B), read)
+    at_Q, weight_B = queries(view.weight_BS.shape[1]), view.batch.counted_B[::2]
+
+    def of(map_BHQC: Array) -> dict[str, Array]:
+        return of_layer(jnp.moveaxis(map_BHQC, 1, 0), at_Q, weight_B)
+
+    sums = lax.map(of, view.inside[some_maps])
     n = weight_B.sum() * len(at_Q)
     return sums | {"n": n, "pairs": n / 2}
 
@@ -164,7 +168,7 @@ def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning
         better="neither",
         meaning=meaning,
         gather=maps,
-        inner=True,
+        inside=some_maps,
         version=2,
     )
 

@@ -17,6 +17,7 @@ from jax import Array
 
 from wane.eval.metrics.view import View
 from wane.scaling.edit import Edit, Params
+from wane.scaling.model import Inner
 from wane.scaling.shape import Shape
 from wane.train.data import Task
 
@@ -72,11 +73,12 @@ class Metric:
     """places: where it has values; rows of several places have the same name.
 
     relative: compares with the undegraded model, so it means nothing for one that was trained under a mask.
-    streams: reads the undegraded residual stream before every block, not only behind the last.  inner: reads what
-    happens inside the blocks, so all of them must run.  free_running: lets the model go on by itself, token by
-    token, which a corruption of whole input sequences does not allow.  usual: measured where a study names no
-    metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such
-    thing.  Raise `version` when the numbers change.
+    streams: reads the undegraded residual stream before every block, not only behind the last.  inside: what it
+    reads of each block's intermediates (`wane.scaling.model.block`), as arrays that hold no more than it needs: all
+    blocks must then run, and view.inside[inside] is that of all layers, [L, ...].  free_running: lets the model go
+    on by itself, token by token, which a corruption of whole input sequences does not allow.  usual: measured where
+    a study names no metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it
+    has no such thing.  Raise `version` when the numbers change.
     """
 
     name: str
@@ -86,7 +88,7 @@ class Metric:
     places: Callable[[Shape], tuple[Place, ...]] = everywhere
     relative: bool = False
     streams: bool = False
-    inner: bool = False
+    inside: Callable[[Inner], Any] | None = None
     free_running: bool = False
     usual: bool = False
     bounds: Callable[[Task], tuple[float | None, float | None]] | None = None

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from wane.eval.metrics.contract import Place, SequenceMetric, layers
 from wane.eval.metrics.deviation import Geometry, geometry
@@ -21,11 +22,16 @@ def parts_of_layers(shape: Shape) -> tuple[Place, ...]:
     return tuple(Place(axis="layer", at=float(l), part=part) for l in range(shape.n_layers) for part in PARTS)
 
 
+def some_entering(inner: Inner) -> Array:
+    """The residual stream that enters a block, at the sampled tokens [B, n, D]."""
+    return at_sampled(inner["block_in"])
+
+
 @once
 def _entering(view: View) -> Geometry:
     """The degraded residual stream that enters every block against the undegraded one, at the sampled tokens,
     [L, B, n]."""
-    return geometry(at_sampled(view.stream[:-1]), at_sampled(view.inner["block_in"]))
+    return geometry(at_sampled(view.stream[:-1]), view.inside[some_entering])
 
 
 def _updates(inner: Inner, end: Array) -> Array:
@@ -41,14 +47,14 @@ def _alone(view: View) -> Geometry:
     [L, 3, b, S].  They cost a forward pass of either model, but for what the stream tells of the trained one: few
     sequences are looked at."""
 
-    def one(layer: tuple) -> Geometry:
-        trained_l, degraded_l, edit_l, x_bSD, end_bSD = layer
+    def one(trained_l, degraded_l, edit_l, x_bSD, end_bSD) -> Geometry:
         _, trained, _ = block(trained_l, x_bSD, view.shape)
         new_end_bSD, degraded, _ = block(degraded_l, x_bSD, view.shape, edit_l)
         return geometry(_updates(trained, end_bSD), _updates(degraded, new_end_bSD))
 
     blocks, stream = (view.params["blocks"], view.degraded["blocks"]), view.stream[:, ::EVERY]
-    return lax.map(one, (*blocks, view.edit.per_layer(), stream[:-1], stream[1:]))
+    # All layers at once: a loop over them would be of products too small to be worth their calls.
+    return jax.vmap(one)(*blocks, view.edit.per_layer(), stream[:-1], stream[1:])
 
 
 def by_layer(field: str) -> Callable[[View], tuple[Array, Array]]:
@@ -81,7 +87,7 @@ METRICS = (
         places=layers,
         relative=True,
         streams=True,
-        inner=True,
+        inside=some_entering,
         version=2,
     ),
     SequenceMetric(
@@ -93,7 +99,7 @@ METRICS = (
         places=layers,
         relative=True,
         streams=True,
-        inner=True,
+        inside=some_entering,
         version=2,
     ),
     SequenceMetric(

@@ -6,20 +6,26 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.eval.metrics.contract import Statistic, Sums, Weights, layers
-from wane.eval.metrics.moments import chosen, moments, own_covariance, participation_ratio, spaced, weight
+from wane.eval.metrics.moments import moments, own_covariance, participation_ratio, spaced, weight
 from wane.eval.metrics.view import View
 from wane.scaling.degrade.calibrate import inner_of
+from wane.scaling.model import Inner
+
+
+def some_hidden(inner: Inner) -> Inner:
+    """Hidden units, and how experts share tokens, at `spaced` positions."""
+    B, S = inner["down_in"].shape[:2]
+    return {name: inner[name][:, spaced(S, B)] for name in ("down_in", "route") if name in inner}
 
 
 def neuron_moments(view: View) -> Sums:
     """`moments` of the hidden units [L, F], of each expert [L, E, F] over the tokens that are routed to it."""
-    inner, weight_N = view.inner, weight(view, spaced)
-    B, S = view.weight_BS.shape
-    read = ("down_in",) if view.shape.n_experts is None else ("down_in", "route")
-    h = inner_of({name: inner[name][:, :, spaced(S, B)] for name in read}, "down_in", view.shape)
+    inner, weight_N = view.inside[some_hidden], weight(view, spaced)
+    h = inner_of(inner, "down_in", view.shape)
     if view.shape.n_experts is None:
         return moments(h, jnp.broadcast_to(weight_N, h.shape[:-1]))
-    return moments(h, weight_N * jnp.swapaxes(chosen(inner["route"], spaced) > 0, 1, 2))
+    serves = inner["route"].reshape(len(h), -1, view.shape.n_experts) > 0
+    return moments(h, weight_N * jnp.swapaxes(serves, 1, 2))
 
 
 def mean_cosine(products_FF: Array, of: Callable[[Array], Array] = jnp.asarray) -> Array:
@@ -61,7 +67,7 @@ METRICS = (
         places=layers,
         gather=neuron_moments,
         values=neuron_dimensions,
-        inner=True,
+        inside=some_hidden,
     ),
     Statistic(
         name="neuron_cosine",
@@ -72,7 +78,7 @@ METRICS = (
         places=layers,
         gather=neuron_moments,
         values=neuron_cosine,
-        inner=True,
+        inside=some_hidden,
     ),
     Statistic(
         name="neuron_overlap",
@@ -83,6 +89,6 @@ METRICS = (
         places=layers,
         gather=neuron_moments,
         values=neuron_overlap,
-        inner=True,
+        inside=some_hidden,
     ),
 )

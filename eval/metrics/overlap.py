@@ -28,6 +28,7 @@ from wane.eval.metrics.moments import (
 )
 from wane.eval.metrics.once import once
 from wane.eval.metrics.view import View
+from wane.scaling.model import Inner
 from wane.scaling.shape import Shape
 
 
@@ -48,9 +49,16 @@ def raw_and_centred(shape: Shape) -> tuple[Place, ...]:
     return Place(part="raw"), Place(part="centred")
 
 
+def some_entering(inner: Inner) -> tuple[Array, Array]:
+    """The residual stream that enters a block, at `spaced` positions and at `few` [N, D]."""
+    return chosen(inner["block_in"], spaced), chosen(inner["block_in"], few)
+
+
 def degraded(view: View, positions: Positions) -> Array:
     """Every level of the degraded model [L + 1, N, D]."""
-    return jnp.concatenate([chosen(view.inner["block_in"], positions), chosen(view.x_BSD, positions)[None]])
+    at_spaced, at_few = view.inside[some_entering]
+    below = at_spaced if positions is spaced else at_few
+    return jnp.concatenate([below, chosen(view.x_BSD, positions)[None]])
 
 
 @once
@@ -144,7 +152,7 @@ METRICS = (
         places=level_pairs,
         gather=layer_hsic,
         values=unbiased_layer_cka,
-        inner=True,
+        inside=some_entering,
     ),
     Statistic(
         name="neighbour_cka",
@@ -154,7 +162,7 @@ METRICS = (
         places=neighbours,
         gather=residual_moments,
         values=neighbour_cka,
-        inner=True,
+        inside=some_entering,
     ),
     Statistic(
         name="stream_cka",
@@ -166,7 +174,7 @@ METRICS = (
         values=stream_cka,
         relative=True,
         streams=True,
-        inner=True,
+        inside=some_entering,
     ),
     Statistic(
         name="stream_cka_unbiased",
@@ -178,7 +186,7 @@ METRICS = (
         values=unbiased_stream_cka,
         relative=True,
         streams=True,
-        inner=True,
+        inside=some_entering,
     ),
     Statistic(
         name="residual_dimensions",
@@ -188,7 +196,7 @@ METRICS = (
         places=levels,
         gather=residual_moments,
         values=residual_dimensions,
-        inner=True,
+        inside=some_entering,
     ),
     Statistic(
         name="token_cosine",

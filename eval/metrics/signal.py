@@ -25,7 +25,7 @@ from wane.scaling.degrade.calibrate import inner_of, site_of
 from wane.scaling.degrade.rounding import lift
 from wane.scaling.degrade.sequential import gram
 from wane.scaling.edit import SITES
-from wane.scaling.model import apply
+from wane.scaling.model import apply, only
 
 # Site -> sum of x^T x [L, I + 1, I + 1], of an expert's sites [L, E, ..]; a last input is always 1.
 Moments = dict[str, Array]
@@ -36,7 +36,7 @@ def second_moments(view: View) -> Moments:
     serves."""
     tokens_BT, counted_B = view.batch.tokens_BT[::EVERY], view.batch.counted_B[::EVERY]
     read = (*SITES, "route") if view.shape.n_experts is not None else tuple(SITES)
-    inner = apply(view.params, tokens_BT[:, :-1], view.shape, keep=read).inner
+    inner = apply(view.params, tokens_BT[:, :-1], view.shape, keep=only(*read)).inner
 
     def with_one(x: Array) -> Array:
         x = jnp.concatenate([x.astype(jnp.float32), jnp.ones((*x.shape[:-1], 1))], axis=-1)

@@ -1,14 +1,15 @@
 """What a metric sees: one batch under one edit.  What no metric asks for is never computed."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from wane.scaling.edit import Edit, Params
-from wane.scaling.model import Inner, nll_of_logits, unembed
+from wane.scaling.model import nll_of_logits, unembed
 from wane.scaling.shape import Shape
 
 
@@ -29,10 +30,10 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """One batch.  x_BSD: the degraded residual stream behind the last block.  inner: the degraded blocks'
-    intermediates [L, ...]; None where only the last blocks ran.  stream: the undegraded residual stream that
-    enters every block and, last, that behind all of them [L + 1, B, S, D]; only the last where no metric reads
-    the others.  params, degraded: the trained parameters and those under the edit."""
+    """One batch.  x_BSD: the degraded residual stream behind the last block.  inside: what metrics read of the
+    degraded blocks' intermediates, by the function that reads it (`Metric.inside`), [L, ...].  stream: the
+    undegraded residual stream that enters every block and, last, that behind all of them [L + 1, B, S, D]; only the
+    last where no metric reads the others.  params, degraded: the trained parameters and those under the edit."""
 
     shape: Shape
     params: Params
@@ -41,7 +42,7 @@ class View:
     batch: Batch
     x_BSD: Array
     stream: Array
-    inner: Inner | None = None
+    inside: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def targets_BS(self) -> Array:

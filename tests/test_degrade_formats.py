@@ -14,15 +14,17 @@ from scipy.stats import norm
 from wane.scaling.degrade.contract import Where, severity_of
 from wane.scaling.degrade.minifloat import find_scale, largest, minifloat, round_float
 from wane.scaling.degrade.normal_float import (
-    LEVELS,
+    CELLS,
     NF4,
     absmax_grid,
+    levels_of,
     normal_float,
     normal_levels,
     round_normal,
 )
 from wane.scaling.degrade.rounding import by_groups
 from wane.scaling.edit import merge
+from wane.scaling.quantize import Grid
 
 QWIX = np.load(Path(__file__).parent / "golden" / "rtn_qwix.npz")
 SHAPE = SHAPES["mha-swiglu"]
@@ -54,7 +56,7 @@ def test_levels_are_quantiles_that_contain_0_and_both_ends(bits):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_normal_float_takes_the_nearest_level_and_the_lower_one_of_two(bits):
-    levels = LEVELS[bits - 2][: 2**bits]
+    levels = levels_of(bits)
     middles = ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
     x = np.concatenate([np.random.default_rng(0).uniform(-1.2, 1.2, 500).astype(np.float32), levels, middles])
     grid = absmax_grid(jnp.ones((1, 1, 1)), jnp.float32(bits), jnp.ones((1, 1, 1), bool))
@@ -63,6 +65,17 @@ def test_normal_float_takes_the_nearest_level_and_the_lower_one_of_two(bits):
     distance = np.abs(x[:500, None].astype(np.float64) - levels)
     np.testing.assert_array_equal(got[:500], levels[distance.argmin(1)])
     np.testing.assert_array_equal(got[500:], np.concatenate([levels, levels[:-1]]))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_normal_float_is_exact_next_to_borders_and_ends_of_its_cells(bits):
+    levels = levels_of(bits)
+    borders = (levels[1:] + levels[:-1]) / 2
+    at = np.concatenate([borders, np.arange(CELLS + 1, dtype=np.float32) * 2 / CELLS - 1])
+    x = np.concatenate([at, *(np.nextafter(at, np.float32(to)) for to in (-2, 2))])
+    grid = Grid(jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.float32(bits))
+    got = np.asarray(jax.jit(round_normal)(x[:, None], grid))[:, 0]
+    np.testing.assert_array_equal(got, levels[np.searchsorted(borders, x)])
 
 
 RNG = np.random.default_rng(1)

@@ -1,5 +1,6 @@
 """One sweep cell: one degradation over one member at one training step, from parameters to rows."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,15 @@ def sweep(
     units = dict(zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True))
     rows, clock = [], {"fit_seconds": 0.0, "sweep_seconds": 0.0}
     of_draws: dict[tuple, list[tuple[dict, dict]]] = {}  # point -> of each draw its columns, and what it said
+
+    def tell(draw: int, layer: int | None, head: int | None, level: Level, point: Point) -> None:
+        about = level._asdict() | units | {"layer": layer, "head": head, "draw": draw}
+        about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
+        common = point_columns(subject, degrade, about, point, cell_id)
+        rows.extend(common | row for row in values(subject, point.measured))
+        of_draws.setdefault((layer, head, level), []).append((common, said(subject, point.measured)))
+        tick(1)
+
     for draw in draws:
         key = subject.draw_key(degrade, draw)
         started = time.perf_counter()
@@ -43,16 +53,7 @@ def sweep(
         clock["fit_seconds"] += time.perf_counter() - started
         started = time.perf_counter()
         key = jax.random.fold_in(key, 1)
-
-        def tell(layer: int | None, head: int | None, level: Level, point: Point, draw: int = draw) -> None:
-            about = level._asdict() | units | {"layer": layer, "head": head, "draw": draw}
-            about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
-            common = point_columns(subject, degrade, about, point, cell_id)
-            rows.extend(common | row for row in values(subject, point.measured))
-            of_draws.setdefault((layer, head, level), []).append((common, said(subject, point.measured)))
-            tick(1)
-
-        beside(tell, swept(subject, degrade, programs, fitted, key))
+        beside(functools.partial(tell, draw), swept(subject, degrade, programs, fitted, key))
         clock["sweep_seconds"] += time.perf_counter() - started
     for columns, told in (zip(*point, strict=True) for point in of_draws.values()):
         for common, compared in zip(columns, agreements(subject, told), strict=True):
@@ -96,13 +97,12 @@ def swept(
             for level, point in zip(levels, after, strict=True):
                 yield None, None, level, point
         return
+    batches = programs.known(subject.params, subject.batches)
     severities = [(level.severity, level.severity_2) if degrade.then else level.severity for level in grid]
     for layer, head, where in selections(degrade, shape):
         starts = programs.starts(severities, layer)
         full = subject.undegraded(programs, starts)
-        out = programs.sweep(
-            *common, severities, where, key, subject.batches, full, starts, subject.of_trained
-        )
+        out = programs.sweep(*common, severities, where, key, batches, full, starts, subject.of_trained)
         for level, point in zip(grid, out, strict=True):
             yield layer, head, level, point
 

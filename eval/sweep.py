@@ -58,6 +58,8 @@ class Engine:
         self.shape, self.degradation, self.points = shape, degradation, points
         words = degradation.computes
         self.fit = Program(degradation.fit, precision, computes=words and f"fit {words}")
+        against = degradation.against and of_batches(degradation.against)
+        self.against = against and Program(against, precision, computes=words and f"against {words}")
         degrade = each(points, counted(degradation), (None, None, 0, None, None))
         self.degrade = Program(degrade, precision, computes=words and f"{points} times {words}")
         self.cost = costing(degradation.cost, precision, points)
@@ -66,6 +68,10 @@ class Engine:
         self._measured = self.measure
         self.inside = bool(insides(metrics))
         self.needs_streams = reads_streams(metrics)
+
+    def known(self, params: Params, batches: Batches) -> Batches:
+        """With what is found once for all points: the direction of an attack."""
+        return batches._replace(against=self.against(params, batches)) if self.against else batches
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
@@ -128,6 +134,15 @@ def engine(
     """The engine of a (shape, degradation), shared in the process.  Degradation objects hash by identity:
     pass the one that `wane.scaling.degrade.build` caches."""
     return Engine(shape, degradation, metrics, precision, points)
+
+
+def of_batches(against: Callable[[Params, Array], Array]) -> Callable[[Params, Batches], Array]:
+    """`Degradation.against` of every batch, [n, B, S, D]."""
+
+    def directions(params, batches):
+        return lax.map(lambda batch: against(params, batch.tokens[:, :-1]), batches)
+
+    return directions
 
 
 def each(points: int, f: Callable, axes: tuple[int | None, ...]) -> Callable:

@@ -22,7 +22,8 @@ class Corruption:
     """None = untouched; every rate and size is a traced scalar.
 
     key: of the random choices, typed or as its data (an attack needs none); a sequence's corruption follows from
-    it and the sequence, not from its batch.
+    it and the sequence, not from its batch.  against_BSD: the direction of an attack on this batch, where it is
+    known; None: it is found.
     """
 
     key: Array | None = None
@@ -30,6 +31,7 @@ class Corruption:
     delete: Array | None = None  # probability of each token after the first
     noise: Array | None = None  # root mean square over that of the sequence's embeddings
     attack: Array | None = None  # norm over that of the sequence's embeddings, along the gradient of its loss
+    against_BSD: Array | None = None
 
 
 def corrupt_tokens(tokens_BS: Array, corruption: Corruption | None, vocab: int) -> tuple[Array, Array | None]:
@@ -60,7 +62,10 @@ def corrupt_embeddings(
         normal_BSD = jax.vmap(lambda key: jax.random.normal(key, x_BSD.shape[1:]))(keys)
         x_BSD = _move(x_BSD, normal_BSD, corruption.noise)
     if corruption.attack is not None:
-        x_BSD = _move(x_BSD, jax.grad(lambda x_BSD: loss_B(x_BSD).sum())(x_BSD), corruption.attack)
+        against_BSD = corruption.against_BSD
+        if against_BSD is None:
+            against_BSD = jax.grad(lambda x_BSD: loss_B(x_BSD).sum())(x_BSD)
+        x_BSD = _move(x_BSD, against_BSD, corruption.attack)
     return x_BSD
 
 

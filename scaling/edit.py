@@ -76,6 +76,14 @@ class Edit:
         """Without what neither a forward pass nor the cost reads."""
         return dataclasses.replace(self, weight_grid=None, before=self.before and self.before.counted())
 
+    def attacking(self, against_BSD: Array | None) -> "Edit":
+        """On a batch whose direction of attack is known."""
+        if against_BSD is None:
+            return self
+        return dataclasses.replace(
+            self, corruption=dataclasses.replace(self.corruption, against_BSD=against_BSD)
+        )
+
     def per_layer(self) -> "Edit":
         """The part that acts inside a block, as a scan over layers slices it: of the residual edits [L, 2, ...],
         after attention and after the MLP."""

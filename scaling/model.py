@@ -343,6 +343,16 @@ def apply(
     return run(params, edit, corrupt_embeddings(x_BSD, tokens_BS, edit.corruption, loss_B))
 
 
+def against(params: Params, tokens_BS: Array, shape: Shape) -> Array:
+    """The direction in which embeddings raise the loss of their sequence fastest, [B, S, D]: an attack's."""
+
+    def loss(x_BSD: Array) -> Array:
+        x_BSD, _ = _blocks(params, x_BSD, shape, Edit(), only())
+        return nll(params, x_BSD[:, :-1], tokens_BS, shape).mean(axis=1).sum()
+
+    return jax.grad(loss)(embed(params, tokens_BS, shape))
+
+
 def only(*names: str) -> Callable[[Inner], Inner]:
     """`keep` of `apply`: the intermediates of these names."""
     return lambda inner: {name: inner[name] for name in names}
@@ -407,7 +417,7 @@ def init_cache(batch: int, length: int, shape: Shape) -> Cache:
 
 
 __all__ = [
-    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "apply",
+    "SITES", "Cache", "Edit", "Inner", "Output", "Params", "against", "apply",
     "behind_attention", "behind_mlp", "block", "embed", "enter", "init_cache",
     "init_params", "leave", "merge", "nll", "nll_of_logits", "normalize", "only", "rotate", "route", "unembed",
 ]  # fmt: skip

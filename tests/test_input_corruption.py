@@ -219,6 +219,17 @@ def test_attack_steps_up_the_gradient_of_the_degraded_models_loss():
         assert (losses_and_gradient(params, moved, tokens_BS, mlp_L)[0] > before).all()
 
 
+def test_a_known_direction_of_attack_is_taken_and_is_the_one_that_would_be_found():
+    params, tokens_BS = trained(SHAPE), tokens(SHAPE)[:3, :-1]
+    edit = Edit(corruption=Corruption(attack=jnp.float32(0.1)))
+    known_BSD = model.against(params, tokens_BS, SHAPE)
+    found = embeddings_under(params, tokens_BS, edit)
+    taken = embeddings_under(params, tokens_BS, edit.attacking(known_BSD))
+    np.testing.assert_allclose(taken, found, atol=1e-6)
+    x, other = params["embed"][tokens_BS], embeddings_under(params, tokens_BS, edit.attacking(-known_BSD))
+    np.testing.assert_allclose(other - x, x - found, atol=1e-6)
+
+
 def test_targets_of_the_attack_stay_those_before_the_deletion():
     params, tokens_BS = trained(SHAPE), tokens(SHAPE)[:3, :-1]
     both = Corruption(key=KEY, delete=jnp.float32(0.5), attack=jnp.float32(0.1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wane.eval.cell import diverged_rows, selections, sweep
+from wane.eval.degrade import Then
 from wane.eval.metrics.loss import METRICS as PREDICTION
 from wane.eval.record import write_rows
 from wane.eval.study import Degrade, Evaluation
@@ -177,6 +178,29 @@ def test_a_filled_edit_is_the_same_degradation(splits):
         np.testing.assert_array_equal(forward(edit), forward(full))
         before, after = (method.cost(params, e, severity) for e in (edit, full))
         np.testing.assert_array_equal(before, after)
+
+
+def test_the_direction_of_an_attack_is_found_once_for_all_severities(splits):
+    subject, degrade = subject_of(splits), Degrade(method="embedding_attack", severities=(0.1, 0.3))
+    programs = subject.engine(degrade, 1)
+    stream, where = subject.undegraded(programs), Where.everywhere(SHAPE)
+    found, flops = {}, {}
+    for name, batches in (
+        ("anew", subject.batches),
+        ("once", programs.known(subject.params, subject.batches)),
+    ):
+        args = subject.params, None, [0.1, 0.3], where, jax.random.key(0), batches, stream
+        found[name] = [np.asarray(point.measured.sums) for point in programs.sweep(*args)]
+        flops[name] = programs.measure._last.cost_analysis()["flops"]
+    np.testing.assert_allclose(found["once"], found["anew"], rtol=1e-5)
+    assert flops["once"] < 0.6 * flops["anew"]
+    rows, _, _ = rows_of(subject, degrade)
+    assert value(rows, "loss", severity=0.3) > value(rows, "loss", severity=0.0)
+    assert value(rows, "loss", severity=0.3) * splits.evaluation.scored_NS.size == pytest.approx(
+        found["once"][1][0][: len(splits.evaluation.task_N)].sum(), rel=1e-5
+    )
+    then = Degrade(method="rtn", severities=(4.0,), then=Then(method="embedding_attack", severities=(0.1,)))
+    assert then.built(SHAPE).against is None  # rounded weights have a direction of their own
 
 
 def test_the_selector_is_taken_into_account(splits):

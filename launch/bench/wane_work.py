@@ -149,6 +149,10 @@ class Bench:
     def fitted(self, method: str, draw: int = 0) -> Any:
         return self.engine(method).fit(self.params, self.calibration_NT, jax.random.key(draw))
 
+    @functools.cache  # noqa: B019, as long as the process
+    def known(self, method: str) -> Batches:
+        return self.engine(method).known(self.params, self.batches)
+
     def sweep(
         self, method: str, fitted: Any, severities: Sequence[float], points: int, layer: int | None = None
     ):
@@ -157,7 +161,7 @@ class Bench:
         where = Where.everywhere(self.shape) if layer is None else Where.only(self.shape, layer)
         starts = programs.starts(severities, layer)
         return programs.sweep(
-            self.params, fitted, severities, where, jax.random.key(0), self.batches,
+            self.params, fitted, severities, where, jax.random.key(0), self.known(method),
             self.stream if starts else self.full_x, starts,
         )  # fmt: skip
 

@@ -5,6 +5,8 @@ numbers follow from the draw's key and its own tokens: it is corrupted alike in 
 as severity grows.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -23,6 +25,7 @@ from wane.scaling.degrade.cost import CostOf, full_bits
 from wane.scaling.degrade.hold import hold_nothing
 from wane.scaling.degrade.units import refuse
 from wane.scaling.edit import Edit, Params
+from wane.scaling.model import against
 from wane.scaling.shape import Shape
 
 NOISE_SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -51,7 +54,8 @@ def embedding_attack(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
     """Moves a sequence's embeddings against the model: one step of severity times their norm.
 
     The step goes up the gradient of the sequence's own loss under the degraded model (fast gradient method,
-    Miyato et al. 2017, arXiv 1605.07725, eq. 5); it knows the targets, and costs one backward pass.
+    Miyato et al. 2017, arXiv 1605.07725, eq. 5); it knows the targets.  One backward pass finds it for all
+    severities, or where weights are degraded too, at every point.
     """
     return _corruption("embedding_attack", shape, scope, "attack", "sigma", ATTACK_SIGMAS)
 
@@ -78,6 +82,7 @@ def _corruption(
         severities=severities,
         random=random,
         local=False,
+        against=None if random else functools.partial(against, shape=shape),
         promises=Promises(),
         fit=fit,
         apply=apply,

@@ -97,7 +97,7 @@ def swept(
             for level, point in zip(levels, after, strict=True):
                 yield None, None, level, point
         return
-    batches = programs.known(subject.params, subject.batches)
+    batches = programs.known(*common, subject.batches)
     severities = [(level.severity, level.severity_2) if degrade.then else level.severity for level in grid]
     for layer, head, where in selections(degrade, shape):
         starts = programs.starts(severities, layer)

@@ -21,7 +21,7 @@ KINDS = (SequenceMetric, PerToken, Statistic)
 
 class Batches(NamedTuple):
     """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored, foil and bytes [n, B, S],
-    options [n, B, S, 4], values [n, B, 2], counted [n, B], against [n, B, S, D] or None; see `Batch`."""
+    options [n, B, S, 4], values [n, B, 2], counted [n, B], direction [n, B, S, D] or None; see `Batch`."""
 
     tokens: Array
     scored: Array
@@ -30,7 +30,7 @@ class Batches(NamedTuple):
     values: Array
     bytes: Array
     counted: Array
-    against: Array | None = None
+    direction: Array | None = None
 
     @staticmethod
     def of(evaluation: EvalSet, batch: int) -> "Batches":
@@ -72,7 +72,7 @@ def forward(
     of it, written for every layer, cost as much as a tenth of the blocks."""
     reads = insides(metrics)
     keep = lambda inner: [read(inner) for read in reads]  # noqa: E731
-    out = apply(params, batch.tokens_BT[:, :-1], shape, edit.attacking(batch.against_BSD), keep=keep)
+    out = apply(params, batch.tokens_BT[:, :-1], shape, edit.along(batch.direction_BSD), keep=keep)
     return {"x_BSD": out.x_BSD, "inside": dict(zip(reads, out.inner, strict=True))}
 
 

@@ -58,8 +58,8 @@ class Engine:
         self.shape, self.degradation, self.points = shape, degradation, points
         words = degradation.computes
         self.fit = Program(degradation.fit, precision, computes=words and f"fit {words}")
-        against = degradation.against and of_batches(degradation.against)
-        self.against = against and Program(against, precision, computes=words and f"against {words}")
+        direction = degradation.direction and of_batches(degradation.direction)
+        self.direction = direction and Program(direction, precision, computes=words and f"direction {words}")
         degrade = each(points, counted(degradation), (None, None, 0, None, None))
         self.degrade = Program(degrade, precision, computes=words and f"{points} times {words}")
         self.cost = costing(degradation.cost, precision, points)
@@ -69,9 +69,11 @@ class Engine:
         self.inside = bool(insides(metrics))
         self.needs_streams = reads_streams(metrics)
 
-    def known(self, params: Params, batches: Batches) -> Batches:
-        """With what is found once for all points: the direction of an attack."""
-        return batches._replace(against=self.against(params, batches)) if self.against else batches
+    def known(self, params: Params, fitted: Fitted, batches: Batches) -> Batches:
+        """With what is found once for all severities: the direction in which inputs are moved."""
+        if not self.direction:
+            return batches
+        return batches._replace(direction=self.direction(params, fitted, batches))
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
@@ -136,11 +138,11 @@ def engine(
     return Engine(shape, degradation, metrics, precision, points)
 
 
-def of_batches(against: Callable[[Params, Array], Array]) -> Callable[[Params, Batches], Array]:
-    """`Degradation.against` of every batch, [n, B, S, D]."""
+def of_batches(direction: Callable[[Params, Fitted, Array], Array]) -> Callable[..., Array]:
+    """`Degradation.direction` of every batch, [n, B, S, D]."""
 
-    def directions(params, batches):
-        return lax.map(lambda batch: against(params, batch.tokens[:, :-1]), batches)
+    def directions(params, fitted, batches):
+        return lax.map(lambda batch: direction(params, fitted, batch.tokens[:, :-1]), batches)
 
     return directions
 

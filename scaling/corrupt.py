@@ -22,8 +22,8 @@ class Corruption:
     """None = untouched; every rate and size is a traced scalar.
 
     key: of the random choices, typed or as its data (an attack needs none); a sequence's corruption follows from
-    it and the sequence, not from its batch.  against_BSD: the direction of an attack on this batch, where it is
-    known; None: it is found.
+    it and the sequence, not from its batch.  direction_BSD: that of the noise or of the attack on this batch, where
+    it is known (of one of them); None: it is found.
     """
 
     key: Array | None = None
@@ -31,7 +31,7 @@ class Corruption:
     delete: Array | None = None  # probability of each token after the first
     noise: Array | None = None  # root mean square over that of the sequence's embeddings
     attack: Array | None = None  # norm over that of the sequence's embeddings, along the gradient of its loss
-    against_BSD: Array | None = None
+    direction_BSD: Array | None = None
 
 
 def corrupt_tokens(tokens_BS: Array, corruption: Corruption | None, vocab: int) -> tuple[Array, Array | None]:
@@ -43,10 +43,10 @@ def corrupt_tokens(tokens_BS: Array, corruption: Corruption | None, vocab: int) 
     clean_BS = tokens_BS  # randomness follows the clean sequence
     if corruption.substitute is not None:
         replace = functools.partial(_substitute, rate=corruption.substitute, vocab=vocab)
-        tokens_BS = jax.vmap(replace)(_keys(corruption, SUBSTITUTE, clean_BS), tokens_BS)
+        tokens_BS = jax.vmap(replace)(_keys(corruption.key, SUBSTITUTE, clean_BS), tokens_BS)
     if corruption.delete is not None:
         compact = functools.partial(_delete, rate=corruption.delete)
-        tokens_BS, source_BS = jax.vmap(compact)(_keys(corruption, DELETE, clean_BS), tokens_BS)
+        tokens_BS, source_BS = jax.vmap(compact)(_keys(corruption.key, DELETE, clean_BS), tokens_BS)
     return tokens_BS, source_BS
 
 
@@ -57,16 +57,20 @@ def corrupt_embeddings(
     gradient method of Miyato et al. 2017, arXiv 1605.07725, eq. 5).  tokens_BS: before corruption."""
     if corruption is None:
         return x_BSD
+    known_BSD = corruption.direction_BSD
     if corruption.noise is not None:
-        keys = _keys(corruption, NOISE, tokens_BS)
-        normal_BSD = jax.vmap(lambda key: jax.random.normal(key, x_BSD.shape[1:]))(keys)
+        normal_BSD = isotropic(corruption.key, tokens_BS, x_BSD.shape[-1]) if known_BSD is None else known_BSD
         x_BSD = _move(x_BSD, normal_BSD, corruption.noise)
     if corruption.attack is not None:
-        against_BSD = corruption.against_BSD
-        if against_BSD is None:
-            against_BSD = jax.grad(lambda x_BSD: loss_B(x_BSD).sum())(x_BSD)
-        x_BSD = _move(x_BSD, against_BSD, corruption.attack)
+        up_BSD = jax.grad(lambda x_BSD: loss_B(x_BSD).sum())(x_BSD) if known_BSD is None else known_BSD
+        x_BSD = _move(x_BSD, up_BSD, corruption.attack)
     return x_BSD
+
+
+def isotropic(key: Array, tokens_BS: Array, d_model: int) -> Array:
+    """The direction of noise on embeddings [B, S, D]; key as in `Corruption`."""
+    keys = _keys(key, NOISE, tokens_BS)
+    return jax.vmap(lambda key: jax.random.normal(key, (tokens_BS.shape[1], d_model)))(keys)
 
 
 def _substitute(key: Array, tokens_S: Array, rate: Array, vocab: int) -> Array:
@@ -99,9 +103,9 @@ def _move(x_BSD: Array, direction_BSD: Array, size: Array) -> Array:
     return jnp.where(size > 0, x_BSD + step, x_BSD)
 
 
-def _keys(corruption: Corruption, purpose: int, tokens_BS: Array) -> Array:
+def _keys(key: Array, purpose: int, tokens_BS: Array) -> Array:
     """One key per sequence, from its own tokens: another batch or order of the sequences changes nothing."""
-    key = jax.random.fold_in(corruption.key, purpose)
+    key = jax.random.fold_in(key, purpose)
     powers_S = np.cumprod(np.full(tokens_BS.shape[1], HASH_BASE), dtype=np.uint32)
     hash_B = jnp.sum((tokens_BS.astype(jnp.uint32) + 1) * powers_S, axis=1, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, hash_B)

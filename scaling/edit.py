@@ -76,12 +76,12 @@ class Edit:
         """Without what neither a forward pass nor the cost reads."""
         return dataclasses.replace(self, weight_grid=None, before=self.before and self.before.counted())
 
-    def attacking(self, against_BSD: Array | None) -> "Edit":
-        """On a batch whose direction of attack is known."""
-        if against_BSD is None:
+    def along(self, direction_BSD: Array | None) -> "Edit":
+        """On a batch whose direction of noise or attack is known (None: it is not)."""
+        if direction_BSD is None:
             return self
         return dataclasses.replace(
-            self, corruption=dataclasses.replace(self.corruption, against_BSD=against_BSD)
+            self, corruption=dataclasses.replace(self.corruption, direction_BSD=direction_BSD)
         )
 
     def per_layer(self) -> "Edit":

@@ -224,9 +224,9 @@ def test_a_known_direction_of_attack_is_taken_and_is_the_one_that_would_be_found
     edit = Edit(corruption=Corruption(attack=jnp.float32(0.1)))
     known_BSD = model.against(params, tokens_BS, SHAPE)
     found = embeddings_under(params, tokens_BS, edit)
-    taken = embeddings_under(params, tokens_BS, edit.attacking(known_BSD))
+    taken = embeddings_under(params, tokens_BS, edit.along(known_BSD))
     np.testing.assert_allclose(taken, found, atol=1e-6)
-    x, other = params["embed"][tokens_BS], embeddings_under(params, tokens_BS, edit.attacking(-known_BSD))
+    x, other = params["embed"][tokens_BS], embeddings_under(params, tokens_BS, edit.along(-known_BSD))
     np.testing.assert_allclose(other - x, x - found, atol=1e-6)
 
 

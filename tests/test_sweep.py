@@ -180,27 +180,31 @@ def test_a_filled_edit_is_the_same_degradation(splits):
         np.testing.assert_array_equal(before, after)
 
 
-def test_the_direction_of_an_attack_is_found_once_for_all_severities(splits):
-    subject, degrade = subject_of(splits), Degrade(method="embedding_attack", severities=(0.1, 0.3))
-    programs = subject.engine(degrade, 1)
+@pytest.mark.parametrize(
+    ("method", "share"), [("embedding_attack", 0.6), ("embedding_noise", 0.98)]
+)  # of the FLOPs of a point that finds it
+def test_the_direction_of_an_attack_or_of_noise_is_found_once_for_all_severities(splits, method, share):
+    subject, degrade = subject_of(splits), Degrade(method=method, severities=(0.1, 0.3))
+    programs, key = subject.engine(degrade, 1), subject.draw_key(degrade, 0)
     stream, where = subject.undegraded(programs), Where.everywhere(SHAPE)
+    fitted = programs.fit(subject.params, subject.calibration(degrade), key)
     found, flops = {}, {}
     for name, batches in (
         ("anew", subject.batches),
-        ("once", programs.known(subject.params, subject.batches)),
+        ("once", programs.known(subject.params, fitted, subject.batches)),
     ):
-        args = subject.params, None, [0.1, 0.3], where, jax.random.key(0), batches, stream
+        args = subject.params, fitted, [0.1, 0.3], where, jax.random.key(0), batches, stream
         found[name] = [np.asarray(point.measured.sums) for point in programs.sweep(*args)]
         flops[name] = programs.measure._last.cost_analysis()["flops"]
     np.testing.assert_allclose(found["once"], found["anew"], rtol=1e-5)
-    assert flops["once"] < 0.6 * flops["anew"]
+    assert flops["once"] < share * flops["anew"]
     rows, _, _ = rows_of(subject, degrade)
-    assert value(rows, "loss", severity=0.3) > value(rows, "loss", severity=0.0)
+    assert abs(value(rows, "loss", severity=0.3) - value(rows, "loss", severity=0.0)) > 1e-3
     assert value(rows, "loss", severity=0.3) * splits.evaluation.scored_NS.size == pytest.approx(
         found["once"][1][0][: len(splits.evaluation.task_N)].sum(), rel=1e-5
     )
-    then = Degrade(method="rtn", severities=(4.0,), then=Then(method="embedding_attack", severities=(0.1,)))
-    assert then.built(SHAPE).against is None  # rounded weights have a direction of their own
+    then = Degrade(method="rtn", severities=(4.0,), then=Then(method=method, severities=(0.1,)))
+    assert then.built(SHAPE).direction is None  # rounded weights may have one of their own
 
 
 def test_the_selector_is_taken_into_account(splits):

@@ -17,8 +17,8 @@ class Batch(NamedTuple):
     """B windows of T = S + 1 tokens.  scored: the tokens that count for accuracy; foil: the wrong answer of a
     forced choice, -1 where there is none; options: four that hold the answer, -1 for none; values: (first,
     count) of the tokens among which answers are, (0, 0) for text; bytes: UTF-8 bytes of each predicted token, 0
-    where there are none; counted_B: f32, 0 for a sequence that only fills the last batch; against_BSD: the
-    direction of an attack on the trained model, where there is one."""
+    where there are none; counted_B: f32, 0 for a sequence that only fills the last batch; direction_BSD: that of
+    noise on the embeddings or of an attack, where it is known."""
 
     tokens_BT: Array
     scored_BS: Array
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     values_B2: Array
     bytes_BS: Array
     counted_B: Array
-    against_BSD: Array | None = None
+    direction_BSD: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

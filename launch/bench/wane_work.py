@@ -149,19 +149,18 @@ class Bench:
     def fitted(self, method: str, draw: int = 0) -> Any:
         return self.engine(method).fit(self.params, self.calibration_NT, jax.random.key(draw))
 
-    @functools.cache  # noqa: B019, as long as the process
-    def known(self, method: str) -> Batches:
-        return self.engine(method).known(self.params, self.batches)
-
     def sweep(
-        self, method: str, fitted: Any, severities: Sequence[float], points: int, layer: int | None = None
-    ):
-        """Points, as a sweep cell asks for them."""
+        self, method: str, fitted: Any, severities: Sequence[float], points: int, layer: int | None = None,
+        batches: Batches | None = None,
+    ):  # fmt: skip
+        """Points, as a sweep cell asks for them.  batches: `Engine.known`, where that was asked before."""
         programs = self.engine(method, points)
         where = Where.everywhere(self.shape) if layer is None else Where.only(self.shape, layer)
         starts = programs.starts(severities, layer)
+        if batches is None:
+            batches = programs.known(self.params, fitted, self.batches)
         return programs.sweep(
-            self.params, fitted, severities, where, jax.random.key(0), self.known(method),
+            self.params, fitted, severities, where, jax.random.key(0), batches,
             self.stream if starts else self.full_x, starts,
         )  # fmt: skip
 
@@ -190,12 +189,16 @@ def points(*, experts: bool, **setting: Any) -> Work:
     """
     bench = Bench(**setting)
     names = [name for name in METHODS if (name in GROUPS["Routing"]) == experts]
-    fitted: dict[str, Any] = {}
+
+    @functools.cache
+    def common(method: str) -> tuple[Any, Batches]:
+        """What all severities share."""
+        fitted = bench.fitted(method)
+        return fitted, bench.engine(method).known(bench.params, fitted, bench.batches)
 
     def point(method: str) -> Any:
-        if method not in fitted:
-            fitted[method] = bench.fitted(method)
-        return next(bench.sweep(method, fitted[method], [HALF], 1))
+        fitted, batches = common(method)
+        return next(bench.sweep(method, fitted, [HALF], 1, batches=batches))
 
     def memory(method: str, _: int) -> float:
         point(method), bench.plain()

@@ -159,8 +159,8 @@ class Degradation:
     each step of a training under it, and unchanged by a second call on its own result.
     cost(params, edit, severity) -> Cost.  severities: the default grid, in units of `setting`.
     local: leaves alone what runs before the first selected layer, so that a sweep may start there.
-    against(params, tokens_BS) -> [B, S, D]: the direction in which it moves the embeddings of the trained model,
-    the same at all severities, so that a sweep finds it once.
+    direction(params, fitted, tokens_BS) -> [B, S, D]: in which it moves the embeddings of the trained model, the
+    same at all severities, so that a sweep finds it once.
     exit(severity) -> l: all that it does is to skip the blocks from l on (int32), so that a sweep runs none.
     computes: all that fit and apply follow from, in words (`wane.scaling.executables`); None where nobody can say.
     """
@@ -174,7 +174,7 @@ class Degradation:
     sequential: bool = False
     needs_calibration: bool = False
     local: bool = True
-    against: Callable[[Params, Array], Array] | None = None
+    direction: Callable[[Params, Fitted, Array], Array] | None = None
     exit: Callable[[Array], Array] | None = None
     promises: Promises
     fit: Callable[[Params, Array, Array], Fitted]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from wane.scaling.corrupt import Corruption
+from wane.scaling.corrupt import Corruption, isotropic
 from wane.scaling.degrade.contract import (
     EVERYTHING,
     FRACTIONS,
@@ -30,6 +30,17 @@ from wane.scaling.shape import Shape
 
 NOISE_SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 ATTACK_SIGMAS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+def _of_noise(params: Params, fitted: Array, tokens_BS: Array, shape: Shape) -> Array:
+    return isotropic(fitted, tokens_BS, shape.d_model)
+
+
+def _of_attack(params: Params, fitted: None, tokens_BS: Array, shape: Shape) -> Array:
+    return against(params, tokens_BS, shape)
+
+
+DIRECTIONS = {"substitute": None, "delete": None, "noise": _of_noise, "attack": _of_attack}
 
 
 def substitute_tokens(shape: Shape, scope: Scope = EVERYTHING) -> Degradation:
@@ -82,7 +93,7 @@ def _corruption(
         severities=severities,
         random=random,
         local=False,
-        against=None if random else functools.partial(against, shape=shape),
+        direction=DIRECTIONS[field] and functools.partial(DIRECTIONS[field], shape=shape),
         promises=Promises(),
         fit=fit,
         apply=apply,

@@ -58,7 +58,7 @@ def sweep(
     for columns, told in (zip(*point, strict=True) for point in of_draws.values()):
         for common, compared in zip(columns, agreements(subject, told), strict=True):
             rows += [common | row for row in compared]
-    memory = {"fit_memory_bytes": sum(programs.fit.memory()), "point_memory_bytes": programs.memory()}
+    memory = {"fit_memory_bytes": programs.fit_memory(), "point_memory_bytes": programs.memory()}
     return rows, clock | memory | {"executables": programs.executables()}
 
 

@@ -116,6 +116,11 @@ class Engine:
         """How many the degradation has cost so far."""
         return self.degrade.executables()
 
+    def fit_memory(self) -> int:
+        """Bytes that what is done before the points took: the fit, and finding a direction."""
+        before = (self.fit, self.direction) if self.direction else (self.fit,)
+        return max(sum(program.memory()) for program in before)
+
     def memory(self) -> int:
         """Bytes that the last point took beside parameters, batches and streams: its edit stands while it is
         counted and measured."""

@@ -153,7 +153,7 @@ class Block(nn.Module):
         inner |= {"q": q, "k": k, "v": v}
         if edit.cache_bits is not None:
             k, v = (self.cached(name, t, edit) for name, t in (("k", k), ("v", v)))
-        inner["cached_k"] = k
+        inner["cached_k"] = k  # as attention reads them
         if cache is not None:
             k = lax.dynamic_update_slice_in_dim(cache["k"], k, start, axis=1)
             v = lax.dynamic_update_slice_in_dim(cache["v"], v, start, axis=1)
@@ -338,7 +338,7 @@ def apply(
 
     def loss_B(x_BSD: Array) -> Array:  # targets stay the tokens before corruption
         frozen, fixed = lax.stop_gradient((params, edit))
-        return nll(frozen, run(frozen, fixed, x_BSD).x_BSD[:, :-1], tokens_BS, shape).mean(axis=1)
+        return _sequence_loss(frozen, run(frozen, fixed, x_BSD).x_BSD, tokens_BS, shape)
 
     return run(params, edit, corrupt_embeddings(x_BSD, tokens_BS, edit.corruption, loss_B))
 
@@ -348,7 +348,7 @@ def against(params: Params, tokens_BS: Array, shape: Shape) -> Array:
 
     def loss(x_BSD: Array) -> Array:
         x_BSD, _ = _blocks(params, x_BSD, shape, Edit(), only())
-        return nll(params, x_BSD[:, :-1], tokens_BS, shape).mean(axis=1).sum()
+        return _sequence_loss(params, x_BSD, tokens_BS, shape).sum()
 
     return jax.grad(loss)(embed(params, tokens_BS, shape))
 
@@ -402,6 +402,11 @@ def nll(params: Params, x_BSD: Array, tokens_BT: Array, shape: Shape) -> Array:
     x_BSD is the residual stream of the first S."""
     logits_BSV = unembed(params, x_BSD, shape)
     return nll_of_logits(logits_BSV, tokens_BT[:, 1:])
+
+
+def _sequence_loss(params: Params, x_BSD: Array, tokens_BS: Array, shape: Shape) -> Array:
+    """Mean negative log-likelihood of the tokens after the first [B]; x_BSD is the residual stream of the same."""
+    return nll(params, x_BSD[:, :-1], tokens_BS, shape).mean(axis=1)
 
 
 def nll_of_logits(logits_BSV: Array, targets_BS: Array) -> Array:

@@ -49,16 +49,22 @@ def raw_and_centred(shape: Shape) -> tuple[Place, ...]:
     return Place(part="raw"), Place(part="centred")
 
 
-def some_entering(inner: Inner) -> tuple[Array, Array]:
-    """The residual stream that enters a block, at `spaced` positions and at `few` [N, D]."""
-    return chosen(inner["block_in"], spaced), chosen(inner["block_in"], few)
+def entering_spaced(inner: Inner) -> Array:
+    """The residual stream that enters a block, at `spaced` positions [N, D]."""
+    return chosen(inner["block_in"], spaced)
+
+
+def entering_few(inner: Inner) -> Array:
+    """The same at `few`."""
+    return chosen(inner["block_in"], few)
+
+
+ENTERING = {spaced: entering_spaced, few: entering_few}
 
 
 def degraded(view: View, positions: Positions) -> Array:
     """Every level of the degraded model [L + 1, N, D]."""
-    at_spaced, at_few = view.inside[some_entering]
-    below = at_spaced if positions is spaced else at_few
-    return jnp.concatenate([below, chosen(view.x_BSD, positions)[None]])
+    return jnp.concatenate([view.inside[ENTERING[positions]], chosen(view.x_BSD, positions)[None]])
 
 
 @once
@@ -152,7 +158,7 @@ METRICS = (
         places=level_pairs,
         gather=layer_hsic,
         values=unbiased_layer_cka,
-        inside=some_entering,
+        inside=entering_few,
     ),
     Statistic(
         name="neighbour_cka",
@@ -162,7 +168,7 @@ METRICS = (
         places=neighbours,
         gather=residual_moments,
         values=neighbour_cka,
-        inside=some_entering,
+        inside=entering_spaced,
     ),
     Statistic(
         name="stream_cka",
@@ -174,7 +180,7 @@ METRICS = (
         values=stream_cka,
         relative=True,
         streams=True,
-        inside=some_entering,
+        inside=entering_spaced,
     ),
     Statistic(
         name="stream_cka_unbiased",
@@ -186,7 +192,7 @@ METRICS = (
         values=unbiased_stream_cka,
         relative=True,
         streams=True,
-        inside=some_entering,
+        inside=entering_few,
     ),
     Statistic(
         name="residual_dimensions",
@@ -196,7 +202,7 @@ METRICS = (
         places=levels,
         gather=residual_moments,
         values=residual_dimensions,
-        inside=some_entering,
+        inside=entering_spaced,
     ),
     Statistic(
         name="token_cosine",

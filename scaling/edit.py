@@ -101,7 +101,11 @@ class Edit:
 
 def filled(edit: Edit, params: Params, shape: Shape) -> Edit:
     """The same edit with every block matrix and every multiplier of heads, neurons and sublayers, trained or 1
-    where it had none: what removes weights and what removes units then have one structure and share executables."""
+    where it had none: what removes weights and what removes units then have one structure and share executables.
+    An edit that acts on anything else shares none and stays as it is."""
+    acting = {field for field, value in vars(edit.acting()).items() if value is not None}
+    if acting - {"params", "head_LH", "neuron_LF", "attn_L", "mlp_L"}:
+        return edit
     blocks = {name: params["blocks"][name] for name in shape.matrices}
     replaced = edit.params or {}
     ones = {

@@ -5,6 +5,7 @@ Everyone else sees pure functions over a nested dict of arrays:
 products run in `shape.dtype`; softmax, norms and the loss run in f32.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -344,13 +345,20 @@ def apply(
 
 
 def against(params: Params, tokens_BS: Array, shape: Shape) -> Array:
-    """The direction in which embeddings raise the loss of their sequence fastest, [B, S, D]: an attack's."""
+    """The direction in which embeddings raise the loss of their sequence fastest, [B, S, D]: an attack's.
 
-    def loss(x_BSD: Array) -> Array:
-        x_BSD, _ = _blocks(params, x_BSD, shape, Edit(), only())
-        return _sequence_loss(params, x_BSD, tokens_BS, shape).sum()
+    An eighth of the batch at a time, its blocks computed again on the way back: a gradient in one piece would take
+    many times the memory of the forward pass.
+    """
+    frugal = dataclasses.replace(shape, remat=True)
 
-    return jax.grad(loss)(embed(params, tokens_BS, shape))
+    def loss(x_SD: Array, tokens_S: Array) -> Array:
+        x_1SD, _ = _blocks(params, x_SD[None], frugal, Edit(), only())
+        return _sequence_loss(params, x_1SD, tokens_S[None], shape)[0]
+
+    embedded_BSD = embed(params, tokens_BS, shape)
+    at_once = max(1, len(tokens_BS) // 8)
+    return lax.map(lambda one: jax.grad(loss)(*one), (embedded_BSD, tokens_BS), batch_size=at_once)
 
 
 def only(*names: str) -> Callable[[Inner], Inner]:

@@ -236,10 +236,14 @@ def fake_quantize_activation(x_BSI: Array, bits: Array, absmax: Array | None = N
     absmax None: one scale per token, from the token itself.  absmax a scalar: one scale per tensor, fixed by
     calibration, so that a sequence's result does not depend on its batch.  bits >= 16: x, bit for bit.
     """
-    x = x_BSI.astype(jnp.float32)
-    reach = (
-        jnp.max(jnp.abs(x), axis=-1, keepdims=True) if absmax is None else jnp.asarray(absmax, jnp.float32)
-    )
-    grid = _span(*_gptq_range(-reach, reach, SYMMETRIC), bits, True)
-    rounded = round_to(x, grid).astype(x_BSI.dtype)
-    return straight_through(x_BSI, jnp.where(bits >= IDENTITY_BITS, x_BSI, rounded))
+
+    def rounded(x_BSI: Array) -> Array:
+        x = x_BSI.astype(jnp.float32)
+        reach = jnp.max(jnp.abs(x), axis=-1, keepdims=True) if absmax is None else absmax.astype(jnp.float32)
+        half = (levels(bits) + 1) / 2
+        scale = divide(2 * jnp.where(reach > 0, reach, 1.0), levels(bits))
+        code = jnp.clip(jnp.rint(divide(x, scale)), -half, half - 1)
+        return (code * scale).astype(x_BSI.dtype)
+
+    # A branch, so that x is computed once: a fusion would compute it again for the range and for the rounding.
+    return straight_through(x_BSI, lax.cond(bits >= IDENTITY_BITS, lambda x: x, rounded, x_BSI))

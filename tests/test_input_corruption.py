@@ -230,6 +230,19 @@ def test_a_known_direction_of_attack_is_taken_and_is_the_one_that_would_be_found
     np.testing.assert_allclose(other - x, x - found, atol=1e-6)
 
 
+def test_the_direction_of_attack_is_found_in_a_fraction_of_the_memory_of_a_whole_batch():
+    params, tokens_BS = trained(SHAPE), jnp.tile(tokens(SHAPE), (16, 1))[:16]
+
+    def at_once(params, tokens_BS):
+        edit = Edit(corruption=Corruption(attack=jnp.float32(1)))
+        return model.apply(params, tokens_BS, SHAPE, edit).x_BSD
+
+    def temporaries(f) -> int:
+        return jax.jit(f).lower(params, tokens_BS).compile().memory_analysis().temp_size_in_bytes
+
+    assert 3 * temporaries(lambda p, t: model.against(p, t, SHAPE)) < temporaries(at_once)
+
+
 def test_targets_of_the_attack_stay_those_before_the_deletion():
     params, tokens_BS = trained(SHAPE), tokens(SHAPE)[:3, :-1]
     both = Corruption(key=KEY, delete=jnp.float32(0.5), attack=jnp.float32(0.1))

@@ -45,8 +45,8 @@ def splits_of(stream, sequences):
     )
 
 
-def subject_of(splits, seed=0, shape=SHAPE):
-    params = jax.tree.map(lambda w: 3 * w, init_params(jax.random.key(seed), shape))
+def subject_of(splits, seed=0, shape=SHAPE, scale=3):
+    params = jax.tree.map(lambda w: scale * w, init_params(jax.random.key(seed), shape))
     return Subject(dataclasses.replace(MEMBER, shape=shape, init_seed=seed), params, splits, EVALUATION)
 
 
@@ -180,11 +180,25 @@ def test_a_filled_edit_is_the_same_degradation(splits):
         np.testing.assert_array_equal(before, after)
 
 
+def test_an_edit_that_shares_nothing_is_not_filled(splits):
+    """Multiplications by 1 would cost time and save no program."""
+    shape = SHAPE
+    params = subject_of(splits).params
+    for name in ("activations", "kv_cache", "substitute_tokens", "random_dimensions"):
+        method = build(name, shape)
+        severity = jnp.float32(severity_of(4 if method.unit == "bits" else 0.5, method.unit))
+        key, where = jax.random.key(0), Where.everywhere(shape)
+        edit = method.apply(params, method.fit(params, splits.calibrations["same"][:2], key), severity, where, key)
+        assert filled(edit, params, shape) is edit
+
+
 @pytest.mark.parametrize(
     ("method", "share"), [("embedding_attack", 0.6), ("embedding_noise", 0.98)]
 )  # of the FLOPs of a point that finds it
 def test_the_direction_of_an_attack_or_of_noise_is_found_once_for_all_severities(splits, method, share):
-    subject, degrade = subject_of(splits), Degrade(method=method, severities=(0.1, 0.3))
+    # With larger weights the gradient in f32 is good to 1e-4 only (against f64), of whichever program.
+    subject = subject_of(splits, scale=1)
+    degrade = Degrade(method=method, severities=(0.1, 0.3))
     programs, key = subject.engine(degrade, 1), subject.draw_key(degrade, 0)
     stream, where = subject.undegraded(programs), Where.everywhere(SHAPE)
     fitted = programs.fit(subject.params, subject.calibration(degrade), key)
@@ -196,7 +210,7 @@ def test_the_direction_of_an_attack_or_of_noise_is_found_once_for_all_severities
         args = subject.params, fitted, [0.1, 0.3], where, jax.random.key(0), batches, stream
         found[name] = [np.asarray(point.measured.sums) for point in programs.sweep(*args)]
         flops[name] = programs.measure._last.cost_analysis()["flops"]
-    np.testing.assert_allclose(found["once"], found["anew"], rtol=1e-5)
+    np.testing.assert_allclose(found["once"], found["anew"], rtol=1e-5, atol=1e-5)
     assert flops["once"] < share * flops["anew"]
     rows, _, _ = rows_of(subject, degrade)
     assert abs(value(rows, "loss", severity=0.3) - value(rows, "loss", severity=0.0)) > 1e-3

@@ -41,7 +41,7 @@ class Recovery:
 
     def sweep(
         self, params: Params, fitted: Fitted, severity: float, where: Where, key: Array, batches: Batches,
-        stream: Array, of_trained: Sequence[Sums], marked_nBT: Array, steps: Sequence[int],
+        stream: Array | None, of_trained: Sequence[Sums], marked_nBT: Array, steps: Sequence[int],
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per number of updates, ascending."""
         edit, state = self.start(jnp.float32(severity), params, fitted, where, key)

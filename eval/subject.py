@@ -91,9 +91,11 @@ class Subject:
             return []
         return summing(self.member.shape, metrics, self.settings.matmul_precision)(self.params, self.batches)
 
-    def undegraded(self, programs: Engine, starts: Sequence[Start] = ()) -> jax.Array:
-        """What of the undegraded forward pass these programs read: every block's stream, or only the last."""
-        return self.stream if starts or programs.needs_streams else self.full_x
+    def undegraded(self, programs: Engine, starts: Sequence[Start] = ()) -> jax.Array | None:
+        """What of the undegraded forward pass these programs read: every block's stream, only the last, or nothing."""
+        if starts or programs.needs_streams:
+            return self.stream
+        return self.full_x if programs.compares else None
 
     def draw_key(self, degrade: Degrade, draw: int) -> jax.Array:
         member = self.member

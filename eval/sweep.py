@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.measure import Batches, Measured, forward, insides, measure, sums_of_trained
-from wane.eval.metrics import METRICS, OURS, reads_streams
+from wane.eval.metrics import METRICS, OURS, compares, reads_streams
 from wane.eval.metrics.contract import Sums
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.degrade.cost import CostOf
@@ -67,7 +67,7 @@ class Engine:
         self.measure_from = measuring_from(shape, metrics, precision, points)
         self._measured = self.measure
         self.inside = bool(insides(metrics))
-        self.needs_streams = reads_streams(metrics)
+        self.needs_streams, self.compares = reads_streams(metrics), compares(metrics)
 
     def known(self, params: Params, fitted: Fitted, batches: Batches) -> Batches:
         """With what is found once for all severities: the direction in which inputs are moved."""
@@ -77,10 +77,10 @@ class Engine:
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
-        batches: Batches, stream: Array, starts: Sequence[Start] = (), of_trained: Sequence[Sums] = (),
+        batches: Batches, stream: Array | None, starts: Sequence[Start] = (), of_trained: Sequence[Sums] = (),
     ) -> Iterator[Point]:  # fmt: skip
-        """One Point per severity.  stream: `streams(...)` of the same batches, or only the last of it where
-        `needs_streams` is False and there are no starts.  starts: of each severity; none: all blocks run.
+        """One Point per severity.  stream: `streams(...)` of the same batches; without starts only the last of it
+        where `needs_streams` is False, and None where `compares` is.  starts: of each severity; none: all blocks run.
         of_trained: `sums_of_trained` of the same batches, where a metric reads such sums."""
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
@@ -186,7 +186,8 @@ def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: in
 
     def program(params, edit, batches, stream, of_trained):
         def run(batch, index):
-            return forward(shape, metrics, params, edit, batch) | {"stream": stream[:, index]}
+            full = None if stream is None else stream[:, index]
+            return forward(shape, metrics, params, edit, batch) | {"stream": full}
 
         return measure(shape, metrics, params, edit, run, batches, of_trained)
 

@@ -180,6 +180,17 @@ def test_a_filled_edit_is_the_same_degradation(splits):
         np.testing.assert_array_equal(before, after)
 
 
+def test_the_undegraded_model_is_run_only_where_a_metric_compares_with_it(splits):
+    degrade, found = Degrade(method="random_weights", severities=(0.5,)), {}
+    for metrics in (("loss",), ("loss", "kl")):
+        settings = dataclasses.replace(EVALUATION, metrics=metrics)
+        subject = Subject(MEMBER, subject_of(splits).params, splits, settings)
+        rows, _, _ = rows_of(subject, degrade)
+        found[metrics] = value(rows, "loss", severity=0.5)
+        assert ("full_x" in vars(subject)) == ("kl" in metrics)
+    assert found["loss",] == pytest.approx(found["loss", "kl"], rel=1e-6)
+
+
 def test_an_edit_that_shares_nothing_is_not_filled(splits):
     """Multiplications by 1 would cost time and save no program."""
     shape = SHAPE

@@ -66,6 +66,11 @@ def reads_streams(names: Iterable[str]) -> bool:
     return any(METRICS[name].streams for name in names)
 
 
+def compares(names: Iterable[str]) -> bool:
+    """Whether one of these metrics reads the undegraded model's residual stream at all."""
+    return any(METRICS[name].relative or METRICS[name].streams for name in names)
+
+
 def extra_forwards(names: Iterable[str]) -> float:
     """Forward passes that these metrics add to one of the loss alone."""
     wanted = set(names)

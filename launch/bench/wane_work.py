@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wane.eval.measure import Batches
-from wane.eval.sweep import Engine, Program, engine, measuring_from, plain, streams, undegraded
+from wane.eval.sweep import Engine, Program, engine, measuring_from, plain, streams
 from wane.launch.bench.peers import Run, Work
 from wane.launch.environment import prepare, resolve
 from wane.scaling.degrade import GROUPS, METHODS, build
@@ -130,7 +130,6 @@ class Bench:
             batch,
         )  # fmt: skip
         self.calibration_NT = jnp.asarray(tokens(self.shape, sequences))
-        self.full_x = undegraded(self.shape, PRECISION)(self.params, self.batches)[None]
 
     def plain(self) -> Any:
         return self.plain_program(self.params, self.batches)
@@ -161,7 +160,7 @@ class Bench:
             batches = programs.known(self.params, fitted, self.batches)
         return programs.sweep(
             self.params, fitted, severities, where, jax.random.key(0), batches,
-            self.stream if starts else self.full_x, starts,
+            self.stream if starts else None, starts,
         )  # fmt: skip
 
 

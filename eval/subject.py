@@ -92,7 +92,7 @@ class Subject:
         return summing(self.member.shape, metrics, self.settings.matmul_precision)(self.params, self.batches)
 
     def undegraded(self, programs: Engine, starts: Sequence[Start] = ()) -> jax.Array | None:
-        """What of the undegraded forward pass these programs read: every block's stream, only the last, or nothing."""
+        """What of the undegraded forward pass these programs read: every block's stream, only the last, or none."""
         if starts or programs.needs_streams:
             return self.stream
         return self.full_x if programs.compares else None

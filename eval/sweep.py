@@ -80,8 +80,8 @@ class Engine:
         batches: Batches, stream: Array | None, starts: Sequence[Start] = (), of_trained: Sequence[Sums] = (),
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per severity.  stream: `streams(...)` of the same batches; without starts only the last of it
-        where `needs_streams` is False, and None where `compares` is.  starts: of each severity; none: all blocks run.
-        of_trained: `sums_of_trained` of the same batches, where a metric reads such sums."""
+        where `needs_streams` is False, and None where `compares` is.  starts: of each severity; none: all blocks
+        run.  of_trained: `sums_of_trained` of the same batches, where a metric reads such sums."""
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
             severity = self._argument(severities[chunk], np.float32)

@@ -131,7 +131,7 @@ def test_a_pack_is_told_by_the_tokens_of_all_its_members(tiny, tmp_path):
     assert packed["flops"] == 3 * alone["flops"]
     for i, seconds in enumerate(packed["seconds"]):
         assert packed["tokens_per_second"][i] == pytest.approx(3 * 4 * 16 / seconds)
-        faster = alone["tokens_per_second"][i] / packed["tokens_per_second"][i]
+        faster = packed["tokens_per_second"][i] / alone["tokens_per_second"][i]
         assert packed["wane_is_faster_by"][i] == pytest.approx(faster)
 
 

@@ -459,6 +459,33 @@ def test_wrong_options_are_of_the_kind_of_the_answer(evaluation, task):
     assert len(seen) == KINDS.get(task, 1)
 
 
+@pytest.mark.parametrize("task", ["R1", "R2", "R23"])
+@pytest.mark.parametrize("context", [64, 128])
+def test_wrong_options_stand_in_the_item_like_the_answer(task, context):
+    """Read from the tokens alone: items end where the level says.  Who knows what the item holds, and not what is
+    asked for, is right once in as many options."""
+    stream = open_data(Data(context=context, facts=16, task_shares={task: 1.0}), steps=1, batch_size=1)
+    data = stream.evaluation(40, 0)
+    guessed = []
+    for tokens, level, options in zip(data.tokens_NT, data.level_NS, data.options_NSO, strict=True):
+        for place in np.flatnonzero(level >= 0):
+            asked = level[place]
+            if task == "R1":
+                width = asked + 8
+            else:
+                pairs, width = (asked, 2) if task == "R2" else (asked // 10, 4)
+                width *= pairs + min(3 * pairs, context // width - pairs)
+            item = tokens[1 + place // width * width : 1 + place].tolist()
+            answer, offered = tokens[place + 1], set(options[place].tolist())
+            assert answer in item
+            first, count = data.tasks[0].answers
+            there = {token for token in item if first <= token < first + count}
+            assert len(offered & there) == min(4, len(there))
+            guessed.append(1 / len(offered & there))
+    assert len(guessed) > 100
+    assert np.mean(guessed) < 0.26
+
+
 def test_wrong_options_of_a_kind_are_uniform_over_it():
     """K: a value is offered as often as any other of its half."""
     data = open_data(Data(context=128, facts=64, task_shares={"K": 1.0}), steps=1, batch_size=1).evaluation(

@@ -199,7 +199,9 @@ def test_an_edit_that_shares_nothing_is_not_filled(splits):
         method = build(name, shape)
         severity = jnp.float32(severity_of(4 if method.unit == "bits" else 0.5, method.unit))
         key, where = jax.random.key(0), Where.everywhere(shape)
-        edit = method.apply(params, method.fit(params, splits.calibrations["same"][:2], key), severity, where, key)
+        edit = method.apply(
+            params, method.fit(params, splits.calibrations["same"][:2], key), severity, where, key
+        )
         assert filled(edit, params, shape) is edit
 
 

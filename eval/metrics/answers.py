@@ -117,7 +117,7 @@ METRICS = (
     ),
     SequenceMetric(
         name="accuracy_of_options",
-        version=2,
+        version=3,
         unit="fraction",
         meaning="share of answers that are the most likely of 4 options, the foil among them where there is one",
         better="higher",

@@ -37,7 +37,7 @@ def foil_said(view: View) -> tuple[Array, Array]:
 METRICS = (
     SequenceMetric(
         name="mc2",
-        version=2,
+        version=3,
         unit="fraction",
         meaning="share of the answer in the probability of 4 options, the foil among them where there is one",
         better="higher",
@@ -46,7 +46,7 @@ METRICS = (
     ),
     TokenMetric(
         name="mc2_by_level",
-        version=2,
+        version=3,
         unit="fraction",
         meaning="mc2 at each difficulty of a graded task",
         better="higher",
@@ -56,7 +56,7 @@ METRICS = (
     ),
     TokenMetric(
         name="accuracy_of_options_by_level",
-        version=2,
+        version=3,
         unit="fraction",
         meaning="accuracy_of_options (MC1) at each difficulty of a graded task",
         better="higher",

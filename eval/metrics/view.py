@@ -35,7 +35,8 @@ class View:
     """One batch.  x_BSD: the degraded residual stream behind the last block.  inside: what metrics read of the
     degraded blocks' intermediates, by the function that reads it (`Metric.inside`), [L, ...].  stream: the
     undegraded residual stream that enters every block and, last, that behind all of them [L + 1, B, S, D]; only the
-    last where no metric reads the others, None where none reads any.  params, degraded: the trained parameters and those under the edit."""
+    last where no metric reads the others, None where none reads any.  params, degraded: the trained parameters and
+    those under the edit."""
 
     shape: Shape
     params: Params
@@ -60,7 +61,7 @@ class View:
 
     @property
     def full_x_BSD(self) -> Array:
-        """The undegraded residual stream behind the last block.  Raises ValueError where no metric has asked for it."""
+        """The undegraded residual stream behind the last block.  Raises ValueError where no metric asks for it."""
         if self.stream is None:
             raise ValueError("a metric reads the undegraded model: its definition must say relative=True")
         return self.stream[-1]

@@ -41,7 +41,7 @@ def measure(setting: Setting, work: Literal["training", "forward"]) -> list[Row]
             {
                 "work": work, "shape": shape, "peer": name, "seconds": found[name], "flops": about["flops"],
                 "tokens_per_second": [1 / s for s in per_token[name]],
-                "wane_is_faster_by": ratios(per_token, "wane", name),
+                "wane_is_faster_by": ratios(per_token, *_faster(name)),
                 "share_of_ceiling": [about["flops"] / s / top for s, top in zip(found[name], rate, strict=True)],
                 "ceiling_flops_per_second": rate,
             }
@@ -50,6 +50,11 @@ def measure(setting: Setting, work: Literal["training", "forward"]) -> list[Row]
         if work == "training":
             rows[-len(peers)]["waiting_for_data"] = [waited / s for s in found["wane"]]
     return rows
+
+
+def _faster(peer: str) -> tuple[str, str]:
+    """What is measured against what in a peer's row: wane against PyTorch, packed members against one at a time."""
+    return (peer, "wane") if peer.startswith("wane") else ("wane", peer)
 
 
 def table(rows: list[Row]) -> Table:

@@ -103,7 +103,7 @@ def recall(rng, rows: int, length: int, world: World, role: Role, *, task: str) 
     tokens_BT, level_BT = np.empty((rows, length), np.int64), np.empty((rows, length), np.int64)
     for pairs in choices:
         chosen = pairs_B == pairs
-        slots = min(3 * pairs, (length - 1) // (1 + tokens) - pairs)
+        slots = slots_of(pairs, tokens, length)
         count = -(-(length - 1) // ((1 + tokens) * (pairs + slots)))
         items, level = recall_items(rng, (int(chosen.sum()), count), pairs, slots, tokens)
         tokens_BT[chosen], level_BT[chosen], _ = fill(task, items, level, length)
@@ -119,6 +119,18 @@ def long_values(rng, shape: tuple[int, int], pairs: int) -> np.ndarray:
     halves = np.stack([one // 2, one % 2, one // 2 ^ one % 2], axis=-1)
     kinds = distinct(rng, shape, several.LONG * pairs // 2, VALUES).reshape(*shape, several.LONG, pairs // 2)
     return np.take_along_axis(kinds.swapaxes(-1, -2), 2 * four[..., None] + halves, axis=-2)
+
+
+def item_of_recall(level: np.ndarray, length: int, *, task: str) -> np.ndarray:
+    """Tokens of an item whose answers are of these levels, in rows of `length` tokens."""
+    tokens = TOKENS[task]
+    pairs = level if tokens == 1 else level // 10
+    return (1 + tokens) * (pairs + slots_of(pairs, tokens, length))
+
+
+def slots_of(pairs: np.ndarray | int, tokens: int, length: int) -> np.ndarray | int:
+    """Slots for questions behind `pairs` pairs, in a row of `length` tokens."""
+    return np.minimum(3 * pairs, (length - 1) // (1 + tokens) - pairs)
 
 
 def recall_items(rng, shape: tuple[int, int], pairs: int, slots: int, tokens: int) -> tuple[np.ndarray, ...]:
@@ -164,6 +176,7 @@ TASKS = (
         knobs="distance 16, 32, 64, 128, 224 as far as the context allows, and the longest that fits",
         level="distance",
         answers=(SYMBOL, SYMBOLS),
+        item=lambda distance, length: distance + MOTIF,
         generate=copy,
     ),
     GradedTask(
@@ -175,6 +188,7 @@ TASKS = (
         knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; power-law gaps",
         level="pairs",
         answers=(VALUE, VALUES),
+        item=partial(item_of_recall, task="R2"),
         generate=partial(recall, task="R2"),
     ),
     GradedTask(
@@ -187,6 +201,7 @@ TASKS = (
         "128^3; each stands under two keys of the item",
         level="10 x pairs + 1, 2, 3 which token of the value",
         answers=(VALUE, VALUES),
+        item=partial(item_of_recall, task="R23"),
         mixed=False,
         generate=partial(recall, task="R23"),
     ),

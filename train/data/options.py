@@ -23,11 +23,13 @@ def types_of(task: Task) -> list[np.ndarray]:
 
 
 def options(
-    tokens_NT: np.ndarray, scored_NS: np.ndarray, foil_NS: np.ndarray, task: Task, seed: int
+    tokens_NT: np.ndarray, level_NS: np.ndarray, foil_NS: np.ndarray, task: Task, seed: int
 ) -> np.ndarray:
     """The answer and 3 wrong tokens of its kind (`types_of`) in random order, int32 [N, S, 4]; -1 where
-    nothing is scored, in text, and in place of the options that a task with fewer values lacks."""
-    options_NSO = np.full((*scored_NS.shape, OPTIONS), -1, np.int32)
+    nothing is scored, in text, and in place of the options that a task with fewer values lacks.  Where the answer
+    is one of several in its item (`GradedTask.item`), wrong options are the others."""
+    scored_NS = level_NS >= 0
+    options_NSO = np.full((*level_NS.shape, OPTIONS), -1, np.int32)
     if not values_of(task)[1]:
         return options_NSO
     rng = key.generator("options", task.name, seed)
@@ -36,9 +38,39 @@ def options(
         of_kind_NS = np.isin(answer_NS, kind)
         number_V = np.full(SIZE + 1, -1)  # of a token within its kind; the last is that of no token, -1
         number_V[kind] = np.arange(len(kind))
-        found_MO = drawn(rng, number_V[answer_NS[of_kind_NS]], number_V[foil_NS[of_kind_NS]], len(kind))
+        answer_M = number_V[answer_NS[of_kind_NS]]
+        if task.item:
+            item_MW = items(tokens_NT, level_NS, of_kind_NS, task)
+            found_MO = drawn_beside(rng, answer_M, number_V[item_MW], len(kind))
+        else:
+            found_MO = drawn(rng, answer_M, number_V[foil_NS[of_kind_NS]], len(kind))
         options_NSO[of_kind_NS] = np.where(found_MO < 0, -1, kind[found_MO])
     return options_NSO
+
+
+def items(tokens_NT: np.ndarray, level_NS: np.ndarray, chosen_NS: np.ndarray, task: GradedTask) -> np.ndarray:
+    """The tokens [M, W] of the items of M chosen answers that stand before them; -1 from the answer on.  Items
+    follow each other behind the tag of the row."""
+    row_M, place_M = np.nonzero(chosen_NS)  # of the answer behind the tag: place_M + 1 in tokens_NT
+    length_M = task.item(level_NS[chosen_NS], tokens_NT.shape[1])
+    start_M = place_M - place_M % length_M
+    place_MW = start_M[:, None] + np.arange(length_M.max(initial=1))
+    before_MW = place_MW < place_M[:, None]
+    return np.where(before_MW, tokens_NT[row_M[:, None], np.where(before_MW, 1 + place_MW, 0)], -1)
+
+
+def drawn_beside(rng: np.random.Generator, answer_M, rival_MW, count: int) -> np.ndarray:
+    """Options [M, 4] of answers below `count` (4 or more): three different ones of the rivals (-1 for none), each
+    as likely as another, and where there are fewer, any others."""
+    random_MV = rng.random((len(answer_M), count + OPTIONS))
+    first_MV, turn_MO = random_MV[:, :count], random_MV[:, count:]
+    row_M = np.arange(len(answer_M))
+    rival = rival_MW >= 0
+    seen_MV = np.zeros((len(answer_M), count))
+    seen_MV[np.nonzero(rival)[0], rival_MW[rival]] = 1
+    seen_MV[row_M, answer_M] = 2
+    options_MO = np.argsort(-(first_MV + seen_MV), axis=1)[:, :OPTIONS]
+    return np.take_along_axis(options_MO, np.argsort(turn_MO, axis=1), axis=1)
 
 
 def drawn(rng: np.random.Generator, answer_M, foil_M, count: int, first: int = 0) -> np.ndarray:

@@ -109,7 +109,7 @@ class Stream:
             level_NS=level_NS,
             foil_NS=foil_NS,
             options_NSO=np.concatenate(
-                [options(tokens_NT[n], scored_NS[n], foil_NS[n], task, seed) for n, task in of_each]
+                [options(tokens_NT[n], level_NS[n], foil_NS[n], task, seed) for n, task in of_each]
             ),
             values_N2=np.array([values_of(task) for task in tasks], np.int32)[task_N],
             bytes_NS=bytes_NS,

@@ -64,6 +64,8 @@ class GradedTask(Task):
     answers: (first, count) of the tokens among which every answer is: the value set of a restricted choice.
     types: the kinds of tokens among `answers`, of which the format of an item allows only one: wrong options
     are of the kind of the answer, as its foil must be.  () where all answers are of one kind.
+    item: (level, tokens of a row) -> tokens of an item with answers of that level, where answers stand in the item
+    before they are asked for: wrong options then stand there too, or whatever has been seen would be right.
     mixed: whether it is in the mixture where data.task_shares names none.  names: of tokens that mean something
     special.
     """
@@ -71,5 +73,6 @@ class GradedTask(Task):
     generate: Generate
     answers: tuple[int, int]
     types: tuple[Sequence[int], ...] = ()
+    item: Callable[[np.ndarray, int], np.ndarray] | None = None
     mixed: bool = True
     names: Mapping[int, str] = dataclasses.field(default_factory=dict)

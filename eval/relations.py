@@ -2,7 +2,8 @@
 
 A relation predicts the excess loss of a curve (nats) from its severity, with parameters that are all positive; it
 is fitted in logarithms, so that small harms count as much as large ones.  `compare` tells which relation predicts
-best what it has not seen: severities left out one at a time, and the strong ones from the mild ones.
+best what it has not seen: severities left out one at a time, and the strong ones from the mild ones.  The slice
+law has nothing to fit and stands among them where the loss of the undegraded model is known.
 """
 
 import dataclasses
@@ -93,36 +94,49 @@ RELATIONS: dict[str, Relation] = {
 }  # fmt: skip
 
 
+SLICE_LAW = "1 - s"
+
+
+def slice_relation(undegraded: float) -> Relation:
+    """ln PPL0 / ln PPL = 1 - s as excess loss; `undegraded`, ln PPL0 in nats, is measured: nothing is left to fit.
+    The relation "odds" is the same with a factor of its own."""
+    return Relation(
+        name=SLICE_LAW, parameters=(), start=(), below=1.0,
+        excess=lambda s: undegraded * s / (1 - s), source="ln PPL0 s / (1 - s), that is ln PPL0 / ln PPL = 1 - s",
+    )  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
     """parameters: name -> value.  error: root mean square of ln(predicted / measured) over the n points fitted.
     aicc: corrected information criterion (Hurvich & Tsai 1989), smaller is better; infinite where there are too few
     points for the number of parameters."""
 
-    relation: str
+    relation: Relation
     parameters: Mapping[str, float]
     error: float
     aicc: float
     n: int
 
     def excess(self, severity: np.ndarray) -> np.ndarray:
-        return RELATIONS[self.relation].excess(np.asarray(severity, float), *self.parameters.values())
+        return self.relation.excess(np.asarray(severity, float), *self.parameters.values())
 
 
-def fit(name: str, severity: Sequence[float], excess: Sequence[float], *, near: Fit | None = None) -> Fit:
-    """The relation of least squared error in ln(excess), over the points of positive severity and excess.
+def fit(
+    relation: Relation, severity: Sequence[float], excess: Sequence[float], *, near: Fit | None = None
+) -> Fit:
+    """The parameters of least squared error in ln(excess), over the points of positive severity and excess.
     near: a fit to begin from, instead of several points.
 
-    Raises ValueError where fewer points are left than the relation has parameters.
+    Raises ValueError where no point is left, or fewer than the relation has parameters.
     """
-    relation = RELATIONS[name]
     s, y = (np.asarray(x, float) for x in (severity, excess))
     usable = (s > 0) & (s < relation.below) & (y > 0) & np.isfinite(y)
     s, y = s[usable], y[usable]
     k = len(relation.parameters)
-    if len(s) < k:
+    if len(s) < max(k, 1):
         raise ValueError(
-            f"{name}: {len(s)} points of positive severity and excess, fewer than {k} parameters"
+            f"{relation.name}: {len(s)} points of positive severity and excess for {k} parameters"
         )
 
     def residuals(logs: np.ndarray) -> np.ndarray:
@@ -132,14 +146,19 @@ def fit(name: str, severity: Sequence[float], excess: Sequence[float], *, near: 
         return np.where(np.isfinite(off), off, 1e3)
 
     starts = _starts(relation) if near is None else [np.log(list(near.parameters.values()))]
-    solutions = [optimize.least_squares(residuals, start, max_nfev=EVALUATIONS) for start in starts]
-    best = min(solutions, key=lambda solution: solution.cost)
-    squares = max(2 * float(best.cost), 1e-300)
-    values = dict(zip(relation.parameters, np.exp(np.clip(best.x, -50, 50)).tolist(), strict=True))
+    logs = _search(residuals, starts) if k else np.empty(0)
+    squares = max(float(np.sum(residuals(logs) ** 2)), 1e-300)
+    values = dict(zip(relation.parameters, np.exp(np.clip(logs, -50, 50)).tolist(), strict=True))
     return Fit(
-        relation=name, parameters=values, error=math.sqrt(squares / len(s)),
+        relation=relation, parameters=values, error=math.sqrt(squares / len(s)),
         aicc=_aicc(squares, len(s), k + 1), n=len(s),
     )  # fmt: skip
+
+
+def _search(residuals: Callable[[np.ndarray], np.ndarray], starts: Sequence[np.ndarray]) -> np.ndarray:
+    """The logarithms of the parameters where the squared residuals are least, from any of the starts."""
+    solutions = [optimize.least_squares(residuals, start, max_nfev=EVALUATIONS) for start in starts]
+    return min(solutions, key=lambda solution: solution.cost).x
 
 
 def _starts(relation: Relation) -> list[np.ndarray]:
@@ -165,16 +184,20 @@ class Comparison:
     extrapolated: float
 
 
-def compare(severity: Sequence[float], excess: Sequence[float]) -> list[Comparison]:
-    """All relations that the points allow, the one that predicts left-out severities best first."""
+def compare(
+    severity: Sequence[float], excess: Sequence[float], *, undegraded: float | None = None
+) -> list[Comparison]:
+    """All relations that the points allow, the one that predicts left-out severities best first.
+    undegraded: loss before anything is taken (nats); with it the slice law is one of them."""
     s, y = (np.asarray(x, float) for x in (severity, excess))
     usable = (s > 0) & (s < 1) & (y > 0) & np.isfinite(y)  # the same points for all
     s, y = s[usable], y[usable]
+    rivals = [*RELATIONS.values(), *([] if undegraded is None else [slice_relation(undegraded)])]
     found = []
-    for name, relation in RELATIONS.items():
+    for relation in rivals:
         if len(s) < len(relation.parameters) + 1:
             continue
-        whole = fit(name, s, y)
+        whole = fit(relation, s, y)
         alone = [_miss(whole, s != one, s == one, s, y) for one in np.unique(s)]
         found.append(
             Comparison(
@@ -190,7 +213,9 @@ def _miss(whole: Fit, seen: np.ndarray, asked: np.ndarray, s: np.ndarray, y: np.
     """Root mean square of ln(predicted / measured) of the points asked, fitted on those seen."""
     if seen.sum() < len(whole.parameters) or not asked.any():
         return math.nan
-    predicted = fit(whole.relation, s[seen], y[seen], near=whole).excess(s[asked])
+    # Where nothing is fitted nothing has to be seen.
+    told = fit(whole.relation, s[seen], y[seen], near=whole) if whole.parameters else whole
+    predicted = told.excess(s[asked])
     return math.sqrt(np.mean(np.square(np.log(np.maximum(predicted, 1e-300) / y[asked]))))
 
 

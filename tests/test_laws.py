@@ -32,6 +32,8 @@ def test_the_relation_that_made_the_curve_is_found():
     assert found.loc["power", "relation"] == "power"
     assert found.loc["power", "parameters"] == "a 3, b 2.5"
     assert found.loc["odds", "relation"] == "odds"
+    assert set(found["by_aicc"]) == {"odds", "power"}
+    assert found.loc["odds", "slice_misses"] == pytest.approx(np.log(2.0 / 0.4))  # of loss 2
     assert (found["left_out"] < 1e-3).all()
     assert (found["extrapolated"] < 1e-3).all()
 
@@ -40,6 +42,7 @@ def test_a_model_that_follows_the_slice_law_has_slope_minus_1():
     found = laws(points("sliced", "wide", 2.0 / (1 - S) - 2.0))
     assert found["slope"].item() == pytest.approx(-1)
     assert found["slope_error"].item() < 1e-6
+    assert found["slice_misses"].item() < 1e-9
     text = laws_text(found)
     assert "| -1.000 ± 0.000 |" in text
     assert text.splitlines()[-1].startswith("- ")

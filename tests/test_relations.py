@@ -7,12 +7,14 @@ import pytest
 
 from wane.eval.relations import (
     RELATIONS,
+    SLICE_LAW,
     SparseScaling,
     compare,
     fit,
     fit_sparse_scaling,
     line,
     slice_law,
+    slice_relation,
 )
 
 SEVERITIES = np.array([0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
@@ -31,7 +33,7 @@ def noisy(name, noise, seed=0):
 
 @pytest.mark.parametrize("name", RELATIONS)
 def test_a_relation_recovers_its_own_parameters(name):
-    found = fit(name, SEVERITIES, noisy(name, 1e-6))
+    found = fit(RELATIONS[name], SEVERITIES, noisy(name, 1e-6))
     np.testing.assert_allclose(list(found.parameters.values()), TRUTH[name], rtol=3e-3)
     assert found.n == 8
     assert found.error < 1e-5
@@ -46,14 +48,42 @@ def test_prediction_of_left_out_severities_chooses_the_truth(name):
 
 
 def test_extrapolation_tells_saturation_from_growth():
-    found = {c.fit.relation: c for c in compare(SEVERITIES, noisy("exponential", 1e-6))}
+    found = {c.fit.relation.name: c for c in compare(SEVERITIES, noisy("exponential", 1e-6))}
     assert found["exponential"].extrapolated < 1e-3 < found["power"].extrapolated
 
 
+def test_the_slice_law_is_a_rival_with_nothing_to_fit():
+    """Of loss 2 / (1 - s), with noise: what it misses is the noise, seen or not, and AICc prefers it to the
+    relation that has a factor of its own."""
+    noise = np.random.default_rng(0).normal(0, 0.02, 8)
+    loss = 2.0 / (1 - SEVERITIES)
+    excess = (loss - 2.0) * np.exp(np.concatenate([[0.0], noise]))
+    found = {c.fit.relation.name: c for c in compare(SEVERITIES, excess, undegraded=2.0)}
+    law = found[SLICE_LAW]
+    assert law.fit.parameters == {}
+    assert law.fit.error == pytest.approx(np.sqrt(np.mean(noise**2)))
+    assert law.left_out == pytest.approx(law.fit.error)
+    assert law.extrapolated == pytest.approx(np.sqrt(np.mean(noise[-3:] ** 2)))
+    assert law.fit.aicc == pytest.approx(8 * np.log(np.mean(noise**2)) + 2 + 4 / 6)
+    assert law.fit.aicc < found["odds"].fit.aicc
+    assert slice_law(SEVERITIES, 2.0 + law.fit.excess(SEVERITIES)).slope == pytest.approx(-1)
+
+
+def test_the_slice_law_of_another_loss_misses_by_their_ratio():
+    excess = 3.0 / (1 - SEVERITIES) - 3.0
+    best, *rest = compare(SEVERITIES, excess, undegraded=2.0)
+    (law,) = (c for c in rest if c.fit.relation.name == SLICE_LAW)
+    assert law.left_out == pytest.approx(math.log(3 / 2))
+    assert best.left_out < 1e-3
+    assert SLICE_LAW not in [c.fit.relation.name for c in compare(SEVERITIES, excess)]
+
+
 def test_what_cannot_be_fitted_is_told():
-    with pytest.raises(ValueError, match="hill: 2 points .* fewer than 3 parameters"):
-        fit("hill", [0, 0.1, 0.2, 0.3], [0, 0.1, 0.2, -0.1])
-    assert [c.fit.relation for c in compare([0, 0.1, 0.2], [0, 0.1, 0.21])] == ["odds"]
+    with pytest.raises(ValueError, match="1 - s: 0 points"):
+        fit(slice_relation(2.0), [0, 0.1], [0, -0.1])
+    with pytest.raises(ValueError, match="hill: 2 points .* for 3 parameters"):
+        fit(RELATIONS["hill"], [0, 0.1, 0.2, 0.3], [0, 0.1, 0.2, -0.1])
+    assert [c.fit.relation.name for c in compare([0, 0.1, 0.2], [0, 0.1, 0.21])] == ["odds"]
     assert math.isnan(compare([0, 0.1, 0.2], [0, 0.1, 0.21])[0].extrapolated)
 
 
@@ -95,7 +125,8 @@ def test_the_slices_of_slicegpt_do_not_follow_1_minus_s():
     assert (round(max(opt), 2), round(min(opt), 2)) == (-0.07, -0.36)
     assert (round(max(llama), 2), round(min(llama), 2)) == (-0.56, -0.86)
     exponents = [
-        fit("power", severity, np.log(ppl) - np.log(ppl[0])).parameters["b"] for ppl in SLICEGPT.values()
+        fit(RELATIONS["power"], severity, np.log(ppl) - np.log(ppl[0])).parameters["b"]
+        for ppl in SLICEGPT.values()
     ]
     assert (round(min(exponents), 2), round(max(exponents), 2)) == (1.25, 2.85)
 

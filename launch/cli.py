@@ -110,7 +110,8 @@ class Learned:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Laws:
     """Fit the laws in print to the curves of a study: which family predicts severities that it has not seen, and
-    the slope of ln PPL0 / ln PPL against the fraction removed, in print -1 for sliced representation dimensions.
+    the slope of ln PPL0 / ln PPL against the fraction removed, in print -1 for sliced representation dimensions;
+    then, task by task, how ln accuracy falls.
 
     Example:
       wane laws runs/quickstart

@@ -13,6 +13,7 @@ from wane.eval.metrics import (
     deployment,
     generation,
     loss,
+    option_space,
     overlap,
     probes,
     ranks,
@@ -36,6 +37,7 @@ INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "structure": structure.METRICS,
     "signal": signal.METRICS,
     "representation": representation.METRICS,
+    "options": option_space.METRICS,
     "overlap": overlap.METRICS,
     "attention": attention.METRICS,
     "deployment": deployment.METRICS,
@@ -54,7 +56,7 @@ OURS = tuple(METRICS.values())  # what a name of theirs means follows from the c
 # metrics share their work.  What is not named here costs next to nothing.
 COSTS = {
     "answers": 0.04, "resolution": 0.08, "probes": 0.01, "structure": 0.05, "signal": 0.04, "representation": 0.25,
-    "overlap": 0.12, "attention": 0.1, "generation": 30.0,
+    "options": 0.07, "overlap": 0.12, "attention": 0.1, "generation": 30.0,
     "retrieval": 0.01, "agreement": 0.04, "truth": 0.02, "copying": 0.15,
     "continuation": 11.0, "crossing": 12.0, "ranks": 0.06,
 }  # fmt: skip

@@ -7,11 +7,12 @@ Four shapes of .37 million block parameters, wide to deep, two seeds each, 9 mil
 mixture.  A task whose gate a shape does not pass cannot be assessed there: what a degradation takes from it says
 nothing.
 
-The recipe, found with the two seeds of single shapes.  Tokens that are not scored count a hundredth: most of a graded
-sequence is random, and the gradients of what nobody can predict drown those of rare answers; the far answers of X,
-which wait for a head that looks exactly 31 tokens back, suffer most.  Small batches, because what is learnt
-abruptly asks for updates more than for tokens.  Norms on queries and keys, and RoPE with theta = 100: eight frequencies
-per head should tell positions within 128 tokens, not 10,000.  docs/learnability.md has the table, and what was tried.
+The recipe, found with the two seeds of single shapes.  Tokens that are not scored count a hundredth: most of a
+graded sequence is random, and the gradients of what nobody can predict drown those of rare answers; the far answers
+of X, which wait for a head that looks exactly 31 tokens back, suffer most.  Small batches, because what is learnt
+abruptly asks for updates more than for tokens.  Norms on queries and keys, and RoPE with theta = 100: eight
+frequencies per head should tell positions within 128 tokens, not 10,000.  docs/learnability.md has the table, and
+what was tried.
 
 Cost: about an hour on 2 CPU cores, 8 to 15 minutes a member on one.
 """

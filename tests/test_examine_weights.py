@@ -127,7 +127,12 @@ def slow_maps(h_TU, w_UD, keep_U, rank):
     ordinary = np.linalg.lstsq(rest, full - rest, rcond=None)[0]
     _, _, leading = np.linalg.svd(rest @ ordinary)
     low = one + ordinary @ leading[:rank].T @ leading[:rank]
-    return dict(zip(PARTS, (one, scalar * one, np.diag(columns), low), strict=True))
+    units = np.flatnonzero(keep_U)
+    alone = [np.outer(h_TU[:, u], w_UD[u]).ravel() for u in units]
+    scale_U = np.zeros(len(keep_U))
+    scale_U[units] = np.linalg.lstsq(np.stack(alone, axis=1), full.ravel(), rcond=None)[0]
+    maps = [(keep_U, each) for each in (one, scalar * one, np.diag(columns), low)]
+    return dict(zip(PARTS, [*maps, (scale_U, one)], strict=True))
 
 
 def test_transformations_from_moments_are_those_from_the_activations():
@@ -138,18 +143,40 @@ def test_transformations_from_moments_are_those_from_the_activations():
     expected = slow_maps(h_TU, w_UD, keep_U, 2)
     missing = {}
     for part in PARTS:
-        np.testing.assert_allclose(found[part], expected[part], atol=1e-8, err_msg=part)
-        error = (h_TU * keep_U) @ w_UD @ found[part] - h_TU @ w_UD
+        scale_U, map_DD = found[part]
+        np.testing.assert_allclose(scale_U, expected[part][0], atol=1e-8, err_msg=part)
+        np.testing.assert_allclose(map_DD, expected[part][1], atol=1e-8, err_msg=part)
+        error = (h_TU * scale_U) @ w_UD @ map_DD - h_TU @ w_UD
         missing[part] = np.square(error).sum()
     assert missing["diagonal"] < missing["scalar"] < missing["none"]
     assert missing["low_rank"] < missing["none"]
-    assert np.linalg.matrix_rank(found["low_rank"] - np.eye(5), tol=1e-8) == 2
+    assert missing["per_neuron"] < missing["scalar"]
+    assert np.linalg.matrix_rank(found["low_rank"].map_DD - np.eye(5), tol=1e-8) == 2
+
+
+def test_a_neuron_makes_good_for_its_removed_copy():
+    """Of 16 kinds in pairs that share what they write: no map of the output can tell kinds apart, a number per
+    neuron can, until a whole pair is gone."""
+    rng = np.random.default_rng(1)
+    h_TU, w_UD = np.repeat(np.abs(rng.normal(size=(400, 16))), 2, axis=1), rng.normal(size=(16, 8))
+    w_UD = np.repeat(w_UD, 2, axis=0) / 2
+    keep_U = np.ones(32, np.float32)
+    keep_U[[0, 3, 8, 15]] = 0
+    full_TD, missing = h_TU @ w_UD, {}
+    for part, (scale_U, map_DD) in transformations(h_TU.T @ h_TU, w_UD, keep_U, 4).items():
+        missing[part] = np.square((h_TU * scale_U) @ w_UD @ map_DD - full_TD).sum()
+    assert missing["per_neuron"] < 1e-10 * missing["none"]
+    assert min(missing[part] for part in ("scalar", "diagonal", "low_rank")) > 0.2 * missing["none"]
+    keep_U[1] = 0
+    scale_U, _ = transformations(h_TU.T @ h_TU, w_UD, keep_U, 4)["per_neuron"]
+    assert np.square((h_TU * scale_U) @ w_UD - full_TD).sum() > 0.1 * missing["none"]
 
 
 def test_neurons_that_are_all_silent_leave_the_identity():
     found = transformations(np.zeros((4, 4)), np.ones((4, 3)), np.float32([1, 1, 0, 0]), 1)
     for part in PARTS:
-        np.testing.assert_array_equal(found[part], np.eye(3))
+        np.testing.assert_array_equal(found[part].scale_U, [1, 1, 0, 0])
+        np.testing.assert_array_equal(found[part].map_DD, np.eye(3))
 
 
 def in_two_kinds(shape, kinds_F):
@@ -164,7 +191,9 @@ def in_two_kinds(shape, kinds_F):
     return with_weights(params, down=down, **copies)
 
 
-@pytest.mark.parametrize(("kinds", "recovers"), [(1, {"scalar", "diagonal"}), (2, {"diagonal"})])
+@pytest.mark.parametrize(
+    ("kinds", "recovers"), [(1, {"scalar", "diagonal", "per_neuron"}), (2, {"diagonal", "per_neuron"})]
+)
 def test_copied_neurons_are_recovered_by_what_can_scale_them(kinds, recovers):
     """Of copies of one neuron a scalar brings all back; of two kinds it takes one number per dimension, because
     not as many of both are gone."""
@@ -185,7 +214,7 @@ def test_copied_neurons_are_recovered_by_what_can_scale_them(kinds, recovers):
             assert left[size, None, part] == pytest.approx(np.mean(layers))
             if part != "none" and outright > 0:
                 assert share[size, part] == pytest.approx(1 - left[size, None, part] / outright)
-    for part in {"scalar", "diagonal"} - recovers:
+    for part in {"scalar", "diagonal", "per_neuron"} - recovers:
         assert max(abs(left[size, None, part]) for size in (0.25, 0.5)) > 1e-3
     assert set(share) == {(s, p) for s in (0.25, 0.5) for p in PARTS[1:] if left[s, None, "none"] > 0}
 

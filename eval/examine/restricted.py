@@ -1,10 +1,10 @@
-"""Functional redundancy of neurons: how much of what a removed subset did the others can do when their common
-output is transformed in a restricted way.
+"""Functional redundancy of neurons: how much of what a removed subset did the others can do when they, or their
+common output, are transformed in a restricted way.
 
 A random subset of the neurons of one layer is removed.  The output y_r of the remaining ones goes through the map
 that brings it nearest, in least squares over the calibration tokens, to the full output y: a scalar, one number per
-dimension, or the identity plus a map of low rank.  Then the loss is measured, as it is where they are removed
-outright.
+dimension, or the identity plus a map of low rank; or each remaining neuron is scaled.  Then the loss is measured,
+as it is where they are removed outright.
 """
 
 import dataclasses
@@ -52,11 +52,11 @@ class Settings:
 
 
 class Removal(NamedTuple):
-    """keep_F: f32, 0 for the neurons of `layer` that are gone ([E, F] with experts); map_DD: what the output of
-    the others goes through."""
+    """scale_F: f32, what the neurons of `layer` are multiplied by ([E, F] with experts), 0 for those that are gone;
+    map_DD: what their output goes through."""
 
     layer: np.int32
-    keep_F: np.ndarray
+    scale_F: np.ndarray
     map_DD: np.ndarray
 
 
@@ -67,7 +67,7 @@ def forwards(shape: Shape, settings: Settings) -> int:
 def replaced(params: Params, removal: Removal) -> Edit:
     """The map goes into the rows of `down`, so that the edit is one of weights."""
     down = params["blocks"]["down"]
-    kept = lax.dynamic_index_in_dim(down, removal.layer, keepdims=False) * removal.keep_F[..., None]
+    kept = lax.dynamic_index_in_dim(down, removal.layer, keepdims=False) * removal.scale_F[..., None]
     # The identity must leave the weights as they are: passes in fewer bits would round them.
     mapped = jnp.matmul(kept, removal.map_DD, precision=lax.Precision.HIGHEST)
     return Edit(params={"blocks": {"down": lax.dynamic_update_index_in_dim(down, mapped, removal.layer, 0)}})
@@ -109,8 +109,10 @@ def run(examined: Examined, settings: Settings, tick: Tick) -> Iterator[Finding]
             for s, size in enumerate(settings.sizes):
                 keep_U = np.ones(U, np.float32)
                 keep_U[order_U[: max(1, math.floor(size * U))]] = 0
-                for p, map_DD in enumerate(transformations(gram_UU, w_UD, keep_U, settings.rank).values()):
-                    removal = Removal(np.int32(layer), keep_U.reshape(size_F), np.float32(map_DD))
+                found = transformations(gram_UU, w_UD, keep_U, settings.rank)
+                for p, (scale_U, map_DD) in enumerate(found.values()):
+                    scale_F = np.float32(scale_U).reshape(size_F)
+                    removal = Removal(np.int32(layer), scale_F, np.float32(map_DD))
                     rise_PLXSJ[p, layer, x, s] = losses.rise(removal, layer)
     yield from _findings(rise_PLXSJ, settings, losses)
 
@@ -134,15 +136,15 @@ def _findings(rise_PLXSJ: np.ndarray, settings: Settings, losses: Losses) -> Ite
 
 EXAMINATION = Examination(
     name="restricted",
-    meaning="random neurons of one layer removed, the output of the others transformed as well as can be",
+    meaning="random neurons of one layer removed, the others or their output transformed as well as can be",
     source="low rank: reduced-rank regression, Izenman 1975, J. Multivariate Analysis 5",
     settings=Settings,
     metrics=(
         Metric(
             name="restricted_removal",
             unit="nats/token",
-            meaning="rise of the loss when a share of a layer's neurons is removed and the others' output goes "
-            "through the best map of a kind; part none: outright; at_2: of one layer, null: their mean",
+            meaning="rise of the loss when a share of a layer's neurons is removed and the others or their output "
+            "go through the best map of a kind; part none: outright; at_2: of one layer, null: their mean",
             better="lower",
         ),
         Metric(
@@ -155,4 +157,5 @@ EXAMINATION = Examination(
     forwards=forwards,
     run=run,
     needs_calibration=True,
+    version=2,
 )

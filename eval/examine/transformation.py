@@ -1,20 +1,31 @@
-"""The best restricted transformation of what is left of a layer's output, from second moments alone."""
+"""The best restricted transformation of what is left of a layer, from second moments alone."""
+
+from typing import NamedTuple
 
 import numpy as np
 
-PARTS = ("none", "scalar", "diagonal", "low_rank")
+PARTS = ("none", "scalar", "diagonal", "low_rank", "per_neuron")
 CUTOFF = 1e-6  # of the largest eigenvalue: the moments are sums in f32, and below it is their rounding
+
+
+class Transformation(NamedTuple):
+    """h scale_U w map_DD is what becomes of the layer's output h w; scale_U is 0 for the units removed."""
+
+    scale_U: np.ndarray
+    map_DD: np.ndarray
 
 
 def transformations(
     gram_UU: np.ndarray, w_UD: np.ndarray, keep_U: np.ndarray, rank: int
-) -> dict[str, np.ndarray]:
-    """Name (PARTS) -> map_DD that takes y_r = (h keep) w nearest to y = h w in least squares over tokens.
+) -> dict[str, Transformation]:
+    """Name (PARTS) -> what takes y_r = (h keep) w nearest to y = h w in least squares over tokens.
 
-    gram_UU: sum of h^T h, h_TU the hidden units; w_UD: what reads them; keep_U: 0 for those removed.
+    gram_UU: sum of h^T h, h_TU the hidden units; w_UD: what reads them; keep_U: 0 for those removed.  All but the
+    last map the output.
     none: the identity.  scalar: a I, a = <y_r, y> / <y_r, y_r>.  diagonal: the same of every dimension.  low_rank:
     I + M, M of rank at most `rank`, the best such map of y_r to what is missing, y - y_r: the least-squares map
-    restricted to the leading directions of its fitted values (reduced-rank regression, Izenman 1975).
+    restricted to the leading directions of its fitted values (reduced-rank regression, Izenman 1975).  per_neuron:
+    one number for each remaining unit, which its copies can share among them.
     """
     rest_UD = w_UD * keep_U[:, None]
     left_DD = rest_UD.T @ gram_UU @ rest_UD
@@ -27,7 +38,22 @@ def transformations(
     _, directions_DD = np.linalg.eigh(map_DD.T @ left_DD @ map_DD)
     leading_DR = directions_DD[:, ::-1][:, :rank]
     maps = (one, scalar * one, np.diag(diagonal_D), one + map_DD @ leading_DR @ leading_DR.T)
-    return dict(zip(PARTS, maps, strict=True))
+    found = [Transformation(keep_U, each_DD) for each_DD in maps]
+    return dict(zip(PARTS, [*found, Transformation(scales(gram_UU, w_UD, keep_U), one)], strict=True))
+
+
+def scales(gram_UU: np.ndarray, w_UD: np.ndarray, keep_U: np.ndarray) -> np.ndarray:
+    """scale_U: 0 for the units removed; of the numbers for the others that bring h scale w nearest to h w, those
+    nearest to 1.
+
+    |h scale w - h w|^2 is e^T A e with e = scale - 1 and A = gram * (w w^T), since units add up to the output.
+    """
+    kept = keep_U > 0
+    inner_UU = gram_UU * (w_UD @ w_UD.T)
+    missing_R = inner_UU[np.ix_(kept, ~kept)].sum(axis=1)
+    scale_U = np.zeros(len(kept))
+    scale_U[kept] = 1 + _inverse(inner_UU[np.ix_(kept, kept)]) @ missing_R
+    return scale_U
 
 
 def _inverse(moments_DD: np.ndarray) -> np.ndarray:

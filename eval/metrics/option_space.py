@@ -12,7 +12,7 @@ tokens, so that the two can be subtracted or divided.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,60 +83,42 @@ def spaces(shape: Shape) -> tuple[Place, ...]:
     return tuple(Place(part=part) for part in SPACES)
 
 
-_SOME = "; one sequence of four"
-_FULL = ", over the full vocabulary at the same tokens"
+def beside(
+    name: str, of_pair: Callable[[Pair], Array], meaning: str, **about: Any
+) -> tuple[SequenceMetric, ...]:
+    """The metric over an answer's options, and the same over the full vocabulary."""
+    told = {
+        name: (over_options, f"{meaning}; one sequence of four"),
+        f"{name}_full": (over_all, f"{name}, over the full vocabulary at the same tokens"),
+    }
+    return tuple(
+        SequenceMetric(name=each, meaning=said, measure=at_answers(of_pair, over), relative=True, **about)
+        for each, (over, said) in told.items()
+    )
+
 
 METRICS = (
-    SequenceMetric(
-        name="option_kl",
+    *beside(
+        "option_kl",
+        divergence,
+        "KL(undegraded || degraded) of the distribution renormalised over an answer's 4 options",
         unit="nats/token",
-        meaning="KL(undegraded || degraded) of the distribution renormalised over an answer's 4 options"
-        + _SOME,
         better="lower",
-        measure=at_answers(divergence, over_options),
-        relative=True,
     ),
-    SequenceMetric(
-        name="option_kl_full",
-        unit="nats/token",
-        meaning="option_kl" + _FULL,
-        better="lower",
-        measure=at_answers(divergence, over_all),
-        relative=True,
-    ),
-    SequenceMetric(
-        name="option_cosine",
+    *beside(
+        "option_cosine",
+        cosines,
+        "cosine between degraded and undegraded over an answer's 4 options: of logits, of logits less their mean,"
+        " of renormalised probabilities",
         unit="",
-        meaning="cosine between degraded and undegraded over an answer's 4 options: of logits, of logits less their"
-        " mean, of renormalised probabilities" + _SOME,
         better="higher",
-        measure=at_answers(cosines, over_options),
         places=spaces,
-        relative=True,
     ),
-    SequenceMetric(
-        name="option_cosine_full",
-        unit="",
-        meaning="option_cosine" + _FULL,
-        better="higher",
-        measure=at_answers(cosines, over_all),
-        places=spaces,
-        relative=True,
-    ),
-    SequenceMetric(
-        name="option_agreement",
+    *beside(
+        "option_agreement",
+        same_choice,
+        "share of answers whose most likely of 4 options is that of the undegraded model",
         unit="fraction",
-        meaning="share of answers whose most likely of 4 options is that of the undegraded model" + _SOME,
         better="higher",
-        measure=at_answers(same_choice, over_options),
-        relative=True,
-    ),
-    SequenceMetric(
-        name="option_agreement_full",
-        unit="fraction",
-        meaning="option_agreement" + _FULL,
-        better="higher",
-        measure=at_answers(same_choice, over_all),
-        relative=True,
     ),
 )

@@ -240,10 +240,8 @@ def fake_quantize_activation(x_BSI: Array, bits: Array, absmax: Array | None = N
     def rounded(x_BSI: Array) -> Array:
         x = x_BSI.astype(jnp.float32)
         reach = jnp.max(jnp.abs(x), axis=-1, keepdims=True) if absmax is None else absmax.astype(jnp.float32)
-        half = (levels(bits) + 1) / 2
-        scale = divide(2 * jnp.where(reach > 0, reach, 1.0), levels(bits))
-        code = jnp.clip(jnp.rint(divide(x, scale)), -half, half - 1)
-        return (code * scale).astype(x_BSI.dtype)
+        grid = _span(*_gptq_range(-reach, reach, SYMMETRIC), bits, True)
+        return round_to(x, grid).astype(x_BSI.dtype)
 
     # A branch, so that x is computed once: a fusion would compute it again for the range and for the rounding.
     return straight_through(x_BSI, lax.cond(bits >= IDENTITY_BITS, lambda x: x, rounded, x_BSI))

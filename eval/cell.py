@@ -12,13 +12,13 @@ import numpy as np
 
 from wane.eval.degrade import Degrade, Level
 from wane.eval.metrics import METRICS
-from wane.eval.metrics.contract import Place
+from wane.eval.metrics.contract import Metric, Place
 from wane.eval.recovery import recovery
 from wane.eval.rows import agreements, degrade_columns, member_columns, said, values, when
 from wane.eval.study import Evaluation
 from wane.eval.subject import Member, Splits, Subject
 from wane.eval.sweep import Engine, Point
-from wane.scaling.degrade.contract import Where, severity_of
+from wane.scaling.degrade.contract import Cost, Where, severity_of
 from wane.scaling.shape import Shape
 
 Swept = tuple[int | None, int | None, Level, Point]  # layer, head, level
@@ -31,16 +31,13 @@ def sweep(
 
     tick(n) is called after n more points.
     """
-    programs, shape = subject.engine(degrade, points), subject.member.shape
-    method = programs.degradation
-    units = dict(zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True))
+    programs = subject.engine(degrade, points)
     rows, clock = [], {"fit_seconds": 0.0, "sweep_seconds": 0.0}
     of_draws: dict[tuple, list[tuple[dict, dict]]] = {}  # point -> of each draw its columns, and what it said
 
     def tell(draw: int, layer: int | None, head: int | None, level: Level, point: Point) -> None:
-        about = level._asdict() | units | {"layer": layer, "head": head, "draw": draw}
-        about |= {"draw_seed": subject.settings.draw_seed if method.random else None}
-        common = point_columns(subject, degrade, about, point, cell_id)
+        about = about_of(degrade, subject, level, draw) | {"layer": layer, "head": head}
+        common = point_columns(subject, degrade, about, point.cost, cell_id)
         rows.extend(common | row for row in values(subject, point.measured))
         of_draws.setdefault((layer, head, level), []).append((common, said(subject, point.measured)))
         tick(1)
@@ -98,7 +95,7 @@ def swept(
                 yield None, None, level, point
         return
     batches = programs.known(*common, subject.batches)
-    severities = [(level.severity, level.severity_2) if degrade.then else level.severity for level in grid]
+    severities = [degrade.at(level) for level in grid]
     for layer, head, where in selections(degrade, shape):
         starts = programs.starts(severities, layer)
         full = subject.undegraded(programs, starts)
@@ -120,9 +117,17 @@ def selections(degrade: Degrade, shape: Shape) -> Iterator[tuple[int | None, int
             yield layer, head, Where.only(shape, layer, head)
 
 
-def point_columns(subject: Subject, degrade: Degrade, about: dict, point: Point, cell_id: str) -> dict:
+def about_of(degrade: Degrade, subject: Subject, level: Level, draw: int) -> dict:
+    """The columns that say which point of a curve one is, of all that is in scope."""
+    shape = subject.member.shape
+    units = dict(zip(("setting_unit", "setting_2_unit"), degrade.units(shape), strict=True))
+    draw_seed = subject.settings.draw_seed if degrade.built(shape).random else None
+    return level._asdict() | units | {"layer": None, "head": None, "draw": draw, "draw_seed": draw_seed}
+
+
+def point_columns(subject: Subject, degrade: Degrade, about: dict, cost: Cost, cell_id: str) -> dict:
     """What all rows of one point have in common."""
-    cost = {name: float(value) for name, value in point.cost._asdict().items()}
+    cost = {name: float(value) for name, value in cost._asdict().items()}
     if not np.isfinite(cost["compression_ratio"]):  # nothing is left to store
         cost["compression_ratio"] = None
     common = member_columns(subject.member, subject.settings, subject.splits, cell_id)
@@ -177,6 +182,14 @@ def diverged_rows(
     """What the table keeps of a member whose training diverged: its loss (the first metric, where a degradation
     measures no loss) is null at every point, with the reason; nothing is computed."""
     told = METRICS["loss" if "loss" in evaluation.metrics else evaluation.metrics[0]]
+    return lost_rows(member, degrade, draws, evaluation, splits, cell_id, told)
+
+
+def lost_rows(
+    member: Member, degrade: Degrade, draws: range, evaluation: Evaluation, splits: Splits, cell_id: str,
+    told: Metric,
+) -> list[dict]:  # fmt: skip
+    """One metric that is null at every point, as member.diverged says why."""
     units = degrade.units(member.shape)
     common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade, member.shape)
     common |= dict.fromkeys(

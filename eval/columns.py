@@ -9,7 +9,7 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3  # raise when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = 4  # raise when a column is added, removed, renamed or changes its meaning
 VERSION_KEY, COLUMNS_KEY = b"wane.schema_version", b"wane.columns"
 
 
@@ -41,6 +41,11 @@ _WHO = (
     _text("study", "name of the study"),
     _text("cell_id", "hash of everything that the row depends on: the unit of work that wrote it"),
     _text("member_id", "hash that names the trained model: shape and seeds and training settings"),
+    _text(
+        "compared_with",
+        "member_id of another seed's model that the value compares with; null: none",
+        nullable=True,
+    ),
     _text(
         "shape", "short name of the architecture, d<d_model>-L<n_layers>-f<d_ff>, with experts -e<n_experts>"
     ),

@@ -205,6 +205,10 @@ class Degrade:
             return tuple(Level(*first, *second) for first in firsts for second in seconds)
         return tuple(Level(*first) for first in firsts)
 
+    def at(self, level: Level) -> float | tuple[float, float]:
+        """The severity that the method is given at a level: of a composition one of each method."""
+        return (level.severity, level.severity_2) if self.then else level.severity
+
 
 def check_method(field: str, name: str) -> None:
     """Raises ValueError with the close matches when there is no method of this name."""

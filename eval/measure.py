@@ -87,7 +87,7 @@ def sums_of_trained(shape: Shape, metrics: tuple[str, ...], params: Params, batc
     def add(totals: list[Sums], item: Batches) -> tuple[list[Sums], None]:
         return jax.tree.map(jnp.add, totals, of_batch(item)), None
 
-    return lax.scan(add, _zeros(of_batch, jax.tree.map(lambda a: a[0], batches)), batches)[0]
+    return lax.scan(add, zeros_of(of_batch, jax.tree.map(lambda a: a[0], batches)), batches)[0]
 
 
 def measure(
@@ -117,7 +117,7 @@ def measure(
 
     items = batches, jnp.arange(len(batches.tokens))
     first = jax.tree.map(lambda a: a[0], items)
-    zeros = _zeros(lambda item: [gather(view(item)) for gather in summed], first)
+    zeros = zeros_of(lambda item: [gather(view(item)) for gather in summed], first)
     totals, out = lax.scan(one, zeros, items)
     gathered = dict(zip(summed, totals, strict=True)) | {None: None}
     gathered |= zip(gathers(metrics, of_trained=True), of_trained, strict=True)
@@ -128,7 +128,8 @@ def measure(
     return Measured(*by_metric, jnp.concatenate(values) if values else jnp.zeros(0))
 
 
-def _zeros(f: Callable, *args: Any) -> Any:
+def zeros_of(f: Callable, *args: Any) -> Any:
+    """Zeros like what f(*args) gives."""
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(f, *args))
 
 

@@ -23,6 +23,7 @@ SORT_KEY = (
     "init_seed",
     "data_seed",
     "member_id",
+    "compared_with",
     "train_step",
     "pruned",
     "pruned_at_step",

@@ -200,7 +200,8 @@ def member_columns(member: Member, evaluation: Evaluation, splits: Splits, cell_
     """Columns that name the member, the evaluation and the code; common to all rows of a cell."""
     shape, counts = member.shape, member.shape.param_counts()
     return {
-        "study": member.study, "cell_id": cell_id, "member_id": member.id, "shape": shape.name,
+        "study": member.study, "cell_id": cell_id, "member_id": member.id, "compared_with": None,
+        "shape": shape.name,
         "arm": member.arm, "d_model": shape.d_model, "n_layers": shape.n_layers, "n_heads": shape.n_heads,
         "n_kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "d_ff": shape.d_ff, "vocab": shape.vocab,
         "n_experts": shape.n_experts, "top_k": None if shape.n_experts is None else shape.top_k,

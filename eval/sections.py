@@ -11,6 +11,7 @@ from wane.eval.collapse_table import collapse_section
 from wane.eval.hazard_table import hazard_section
 from wane.eval.headline import headline
 from wane.eval.learning import accuracies, learned, learned_cells
+from wane.eval.pair_table import pair_section
 from wane.eval.rank_table import rank_section
 from wane.eval.removable import removable_section
 from wane.eval.samples import samples_section
@@ -50,6 +51,7 @@ def body(
         ("transfer", "Fitted on one task", transfer_section(frame, groups)),
         ("removable", "Removable at almost no cost", removable_section(points, groups)),
         ("rank", "Effective rank", rank_section(curves, groups)),
+        ("pairs", "Overlap between seeds", pair_section(curves, groups)),
         ("bits", f"Tolerance to {BITS} bits", two_bits_section(curves, frame, groups)),
         ("cost", "Cost", _cost(config, frame, shapes, speed)),
         ("training", "Training", _training(content)),

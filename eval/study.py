@@ -137,7 +137,9 @@ class Gate:
 class Study:
     """Everything that `wane run` needs.  note: what the study measures and what it cannot show; `seeds` name
     both initialisation and data order (in separate streams); `data_seeds`, if given, pairs with `seeds`.
-    sweep_steps: training steps, besides the last, at which every degradation is swept."""
+    sweep_steps: training steps, besides the last, at which every degradation is swept.  pairs: degradations along
+    which residual streams of members of different seeds are compared (`wane.eval.pairs`), each seed's with that of
+    the one before it, in cells of their own."""
 
     name: str
     note: str = ""
@@ -149,6 +151,7 @@ class Study:
     arms: tuple[Arm, ...] = ()
     degradations: tuple[Degrade, ...]
     examinations: tuple[Examine, ...] = ()
+    pairs: tuple[Degrade, ...] = ()
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     sweep_steps: tuple[int, ...] = ()
@@ -168,6 +171,7 @@ class Study:
         if "loss" not in self.evaluation.metrics:
             raise ValueError("evaluation.metrics: must contain 'loss', from which divergence is read")
         self._check_examinations()
+        self._check_pairs()
         self._check_points()
         for degrade in self.degradations:
             said = [name for name in self.evaluation.of(degrade).metrics if METRICS[name].free_running]
@@ -193,6 +197,20 @@ class Study:
                     f"examinations.sequences = {examine.sequences}: must be at most evaluation.sequences ="
                     f" {self.evaluation.sequences}"
                 )
+
+    def _check_pairs(self) -> None:
+        if self.pairs and len(self.seeds) < 2:
+            raise ValueError(f"pairs: compares members of different seeds; seeds = {self.seeds} is one")
+        for degrade in self.pairs:
+            inputs = {degrade.method, degrade.then and degrade.then.method} & GROUPS["Input"].keys()
+            takes = {"each": degrade.each != "whole", "recovery": degrade.recovery, "refine": degrade.refine,
+                     "metrics": degrade.metrics is not None, f"method {', '.join(inputs)}": inputs}  # fmt: skip
+            if wrong := [name for name, given in takes.items() if given]:
+                raise ValueError(
+                    f"pairs: {degrade.name}: {wrong[0]}: compares whole models on the same tokens; leave it out"
+                )
+        if any(a.meets(b) for a, b in itertools.combinations(self.pairs, 2)):
+            raise ValueError("pairs: the same degradation stands there twice; give all severities to one")
 
     def _check_points(self) -> None:
         for a, b in itertools.combinations(self.degradations, 2):

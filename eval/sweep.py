@@ -84,11 +84,7 @@ class Engine:
         run.  of_trained: `sums_of_trained` of the same batches, where a metric reads such sums."""
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
-            severity = self._argument(severities[chunk], np.float32)
-            edit = self.degrade(params, fitted, severity, where, key)
-            if self.points == 1:
-                edit = filled(edit, params, self.shape)
-            cost = self.cost(params, edit, severity)
+            edit, cost = self.degraded(params, fitted, severities[chunk], where, key)
             self._measured = self.measure_from if starts else self.measure
             if starts:
                 entry = self._argument(starts[chunk], np.int32).T
@@ -100,6 +96,16 @@ class Engine:
                 yield point
             else:
                 yield from (jax.tree.map(itemgetter(i), point) for i in range(len(severities[chunk])))
+
+    def degraded(
+        self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array
+    ) -> tuple[Edit, Cost]:
+        """What is done to the model at the severities of one call, and what that takes."""
+        severity = self._argument(severities, np.float32)
+        edit = self.degrade(params, fitted, severity, where, key)
+        if self.points == 1:
+            edit = filled(edit, params, self.shape)
+        return edit, self.cost(params, edit, severity)
 
     def starts(self, severities: Sequence[Severity], layer: int | None) -> list[Start]:
         """Where points may start that degrade one layer, or (None) all of the scope; empty where that is the

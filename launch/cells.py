@@ -1,6 +1,7 @@
 """A study as cells: the units of work and of resume, each named by the hash of everything that it depends on."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from wane.eval.degrade import Degrade
 from wane.eval.examine import EXAMINATIONS
 from wane.eval.examine.cell import CALIBRATION
 from wane.eval.metrics import METRICS
+from wane.eval.pairs import METRICS as PAIR_METRICS
 from wane.eval.refine import refined
 from wane.eval.study import Evaluation, Examine, FixedMask, Study
 from wane.eval.subject import Splits
@@ -138,7 +140,40 @@ class ExamineCell:
         return EXAMINATIONS[self.examine.name].forwards(self.trained.shape, self.examine.resolved)
 
 
-Measuring = SweepCell | ExamineCell  # what measures a trained member and leaves rows
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PairCell:
+    """Compare a member with one of another seed along one degradation, at their last training step.  other,
+    other_replica: the latter.  tentative: as of a sweep."""
+
+    id: str
+    trained: TrainCell
+    replica: int
+    other: TrainCell
+    other_replica: int
+    step: int
+    degrade: Degrade
+    draws: range
+    splits: Splits
+    evaluation: Evaluation
+    tentative: bool = False
+
+    @property
+    def title(self) -> str:
+        member = self.trained
+        arm = f"{member.arm} " if member.arm else ""
+        seeds = f"{member.init_seeds[self.replica]} and {self.other.init_seeds[self.other_replica]}"
+        return f"pair {arm}{member.shape.name} seeds {seeds} {self.degrade.name}"
+
+    @property
+    def method(self) -> Degradation:
+        return self.degrade.built(self.trained.shape)
+
+    def points(self) -> int:
+        """Points at which the two are compared."""
+        return len(self.draws) * len(self.degrade.grid(self.trained.shape))
+
+
+Measuring = SweepCell | ExamineCell | PairCell  # what measures trained members and leaves rows
 Cell = TrainCell | Measuring
 
 
@@ -196,7 +231,8 @@ def splits(study: Study, stream: Stream, decided: Decided) -> tuple[Splits, Spli
     sequences where there is a pilot."""
     settings = study.evaluation
     count, seed = settings.calibration_sequences, settings.calibration_seed
-    sources = dict.fromkeys(("same", *(degrade.calibration for degrade in study.degradations)))
+    asked = (degrade.calibration for degrade in (*study.degradations, *study.pairs))
+    sources = dict.fromkeys(("same", *asked))
     calibrations = {source: calibration(source, stream, count, seed) for source in sources}
     most = settings.sequences
     if settings.precision is None:
@@ -228,6 +264,9 @@ def cells(
     primary: dict[tuple, TrainCell] = {}
     for cohort in cohorts:
         for shape in cohort.shapes:
+            trained: list[
+                tuple[TrainCell, int]
+            ] = []  # in order of the seeds; more seeds add pairs at the end
             for pack in packs:
                 for setting in cohort.mask.severities if cohort.mask else (None,):
                     source = primary.get((shape, cohort.steps, tuple(pack)))
@@ -237,6 +276,10 @@ def cells(
                     out.append(cell)
                     out += _sweeps(study, cell, splits, pilot, decided)
                     out += _examinations(study, cell, examinations, decided)
+                    if cohort.mask is None:
+                        trained += [(cell, replica) for replica in range(cell.real)]
+            for other, member in itertools.pairwise(trained):
+                out += _pairs(study, member, other, splits, decided)
     return out
 
 
@@ -365,14 +408,18 @@ def _sweeps(
                 )  # fmt: skip
         for step in sorted({*study.sweep_steps, trained.steps}):
             for degrade in study.degradations:
-                draws = degrade.draws if degrade.built(trained.shape).random else 1
                 for part, open_grid in _parts(degrade, trained.shape, decided):
-                    for first in range(0, draws, DRAWS_PER_CELL):
-                        block = range(first, min(first + DRAWS_PER_CELL, draws))
+                    for block in blocks(degrade, trained.shape):
                         yield _sweep_cell(
                             trained, replica, step, part, block, splits, evaluation,
                             tentative=open_count or open_grid,
                         )  # fmt: skip
+
+
+def blocks(degrade: Degrade, shape: Shape) -> list[range]:
+    """The draws of a degradation, as cells take them."""
+    draws = degrade.draws if degrade.built(shape).random else 1
+    return [range(i, min(i + DRAWS_PER_CELL, draws)) for i in range(0, draws, DRAWS_PER_CELL)]
 
 
 def _parts(degrade: Degrade, shape: Shape, decided: Decided) -> Iterator[tuple[Degrade, bool]]:
@@ -412,3 +459,36 @@ def _sweep_cell(
         id=digest_of(hashed), trained=trained, replica=replica, step=step, degrade=degrade, draws=draws,
         splits=splits, evaluation=evaluation, pilot=pilot, tentative=tentative,
     )  # fmt: skip
+
+
+def _pairs(
+    study: Study,
+    member: tuple[TrainCell, int],
+    other: tuple[TrainCell, int],
+    splits: Splits,
+    decided: Decided,
+) -> Iterator[PairCell]:
+    evaluation, open_count = _counted(study, decided)
+    evaluation = dataclasses.replace(evaluation, metrics=("loss",))  # as of an examination
+    (trained, replica), (other_trained, other_replica) = member, other
+    for degrade in study.pairs:
+        for draws in blocks(degrade, trained.shape):
+            hashed = {
+                "members": [cell.member_id(r) for cell, r in (member, other)],
+                "trained": [cell.id for cell, _ in (member, other)],
+                "step": trained.steps,
+                "degrade": degrade,
+                "settings": dict(degrade.built(trained.shape).settings),
+                "grid": degrade.grid(trained.shape),
+                "draws": list(draws),
+                "evaluation": evaluation,
+                "sequences": splits.evaluation.digest,
+                "calibration": splits.calibration_digest(degrade.calibration),
+                "versions": [VERSIONS["method"], VERSIONS["metric"]],
+                "metrics": {metric.name: metric.version for metric in PAIR_METRICS},
+            }
+            yield PairCell(
+                id=digest_of(hashed), trained=trained, replica=replica, other=other_trained,
+                other_replica=other_replica, step=trained.steps, degrade=degrade, draws=draws, splits=splits,
+                evaluation=evaluation, tentative=open_count,
+            )  # fmt: skip

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from wane.eval import pairs
 from wane.eval.columns import COLUMNS
 from wane.eval.examine import EXAMINATIONS
 from wane.eval.metrics import INSTRUMENTS
@@ -100,9 +101,10 @@ def _method_text(name: str, about: Description) -> str:
 
 
 def _metrics():
+    in_cells_of_their_own = {"Study.pairs": pairs.METRICS}
     return ("instrument", "metric", "unit", "better", "meaning"), [
         (instrument, m.name, m.unit, m.better, m.meaning)
-        for instrument, metrics in INSTRUMENTS.items()
+        for instrument, metrics in (INSTRUMENTS | in_cells_of_their_own).items()
         for m in metrics
     ]
 

@@ -18,6 +18,7 @@ from wane.launch.cells import (
     Decided,
     ExamineCell,
     Measuring,
+    PairCell,
     SweepCell,
     TrainCell,
     cells,
@@ -72,15 +73,16 @@ class Plan:
         one_layer = (shape.n_layers + 1) / (2 * shape.n_layers)
         if isinstance(cell, ExamineCell):
             return cell.points() * tokens * one_layer * shape.flops_per_token(all_experts=True)
+        members = 2 if isinstance(cell, PairCell) else 1
         share = 1.0 if cell.degrade.each == "whole" else one_layer
         share += extra_forwards(cell.evaluation.metrics)
         per_point = tokens * (share * shape.flops_per_token(all_experts=True) + unembed)
         if cell.method.sequential:
             calibration = len(self.splits.calibrations[cell.degrade.calibration]) * study.data.context
             per_point += WALK_FORWARDS * calibration * shape.flops_per_token(all_experts=True)
-        return cell.points() * per_point + self._recovery_flops(cell)
+        return members * cell.points() * per_point + self._recovery_flops(cell)
 
-    def _recovery_flops(self, cell: SweepCell) -> float:
+    def _recovery_flops(self, cell: SweepCell | PairCell) -> float:
         if cell.degrade.recovery is None:
             return 0.0
         shape, recovery = cell.trained.shape, cell.degrade.recovery
@@ -98,9 +100,10 @@ class Plan:
 
     def _sweep_memory(self, cell: Measuring) -> int:
         shape, evaluation, examines = cell.trained.shape, cell.evaluation, isinstance(cell, ExamineCell)
-        points = 1 if examines else self.environment["points_per_call"]
+        pairs = isinstance(cell, PairCell)
+        points = 2 if pairs else 1 if examines else self.environment["points_per_call"]
         stream = len(cell.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
-        every_layer = examines or cell.degrade.each != "whole" or reads_streams(evaluation.metrics)
+        every_layer = examines or pairs or cell.degrade.each != "whole" or reads_streams(evaluation.metrics)
         kept = 1 + shape.n_layers if every_layer else 1
         params = 4 * shape.param_counts()["total"] * (3 + points)
         if not examines and cell.method.sequential:
@@ -202,7 +205,7 @@ def expected_seconds(plan: Plan, todo: Sequence[Cell], rate: float) -> float:
         else:
             seconds += plan.flops(cell) / (rate * SWEEP_EFFICIENCY)
             examines = isinstance(cell, ExamineCell)
-            what = (cell.examine.name,) if examines else (cell.degrade.name, cell.degrade.each)
+            what = (cell.examine.name,) if examines else (type(cell), cell.degrade.name, cell.degrade.each)
             programs.add((cell.trained.shape, *what))
     return seconds + COMPILE_SECONDS * len(programs)
 
@@ -300,6 +303,8 @@ def kind_of(cell: Cell) -> str:
         return f"train {cell.arm}".strip()
     if isinstance(cell, ExamineCell):
         return f"examine {cell.examine.name}{', at most' if cell.tentative else ''}"
+    if isinstance(cell, PairCell):
+        return f"pair {cell.degrade.name}{', at most' if cell.tentative else ''}"
     where = "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
     return f"{cell.kind} {cell.degrade.name}{where}{', at most' if cell.tentative else ''}"
 

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
+from wane.eval import pairs
 from wane.eval.cell import diverged_rows, masked_rows, sweep
 from wane.eval.examine import cell as examination
 from wane.eval.record import merge, write_rows
 from wane.eval.report import write_report
 from wane.eval.study import Evaluation, Study
 from wane.eval.subject import Member, Splits, Subject, draw_key
-from wane.launch.cells import Cell, ExamineCell, Measuring, SweepCell, TrainCell, mask_step
+from wane.launch.cells import Cell, ExamineCell, Measuring, PairCell, SweepCell, TrainCell, mask_step
 from wane.launch.decide import decide
 from wane.launch.directory import StudyDirectory, write_json
 from wane.launch.plan import Plan, clock, expected_seconds, make_plan, matmul_rate
@@ -82,6 +83,13 @@ def waiting(cell: Cell) -> bool:
     return isinstance(cell, Measuring) and cell.tentative
 
 
+def needs(cell: Cell) -> tuple[TrainCell, ...]:
+    """The trainings that must have finished before a cell can start."""
+    if isinstance(cell, TrainCell):
+        return (cell.finished,) if cell.finished else ()
+    return (cell.trained, cell.other) if isinstance(cell, PairCell) else (cell.trained,)
+
+
 def run_cell(out: Path, cell_id: str, console: Console, *, accept_drift: bool = False) -> None:
     """Compute one cell of a study directory.  Raises ValueError when the id is not one of its cells or a cell
     that it needs has not finished."""
@@ -90,13 +98,15 @@ def run_cell(out: Path, cell_id: str, console: Console, *, accept_drift: bool = 
     found = [cell for cell in plan.cells if cell.id == cell_id]
     if not found:
         raise ValueError(f"cell {cell_id}: not a cell of {out}; study.json lists {len(plan.cells)} ids")
-    needed = found[0].trained if isinstance(found[0], Measuring) else found[0].finished
     if waiting(found[0]):
         raise ValueError(
             f"cell {cell_id}: waits for cells that decide its severities or sequences; run those first"
         )
-    if needed is not None and not directory.done(needed):
-        raise ValueError(f"cell {cell_id}: needs cell {needed.id} ({needed.title}), which has not finished")
+    for needed in needs(found[0]):
+        if not directory.done(needed):
+            raise ValueError(
+                f"cell {cell_id}: needs cell {needed.id} ({needed.title}), which has not finished"
+            )
     if not directory.done(found[0]):
         with Report(console, found[0].title, 1, plan.flops(found[0])) as report:
             execute(found[0], plan, directory, report)
@@ -109,7 +119,7 @@ def execute(cell: Cell, plan: Plan, directory: StudyDirectory, report: Report) -
         with report.cell(cell.title, steps, plan.flops(cell), "steps") as tick:
             execute_train(cell, plan, directory, tick)
     else:
-        unit = "points" if isinstance(cell, SweepCell) else "forward passes"
+        unit = "forward passes" if isinstance(cell, ExamineCell) else "points"
         with report.cell(cell.title, cell.points(), plan.flops(cell), unit) as tick:
             execute_measuring(cell, plan, directory, tick)
 
@@ -205,51 +215,71 @@ def _mask_plan(cell: TrainCell, plan: Plan, directory: StudyDirectory) -> MaskPl
 
 
 def execute_measuring(cell: Measuring, plan: Plan, directory: StudyDirectory, tick: Tick) -> None:
-    """Sweep one degradation over one member, or examine it; rows.parquet is its last file."""
-    outcome = read_outcome(directory.member(cell.trained, cell.replica))
-    if outcome is not None and outcome.status == "diverged":
-        reason = f"training diverged at step {outcome.step}: {outcome.reason}"
-        member = _member(cell.trained, cell.replica, cell.step, plan, digest="", reason=reason)
-        rows, timing = _lost(cell, member), {}
+    """Sweep one degradation over one member, examine it, or compare two; rows.parquet is the cell's last file."""
+    members = [_subject_of(cell, cell.trained, cell.replica, plan, directory, _kept_subject)]
+    if isinstance(cell, PairCell):
+        members.append(_subject_of(cell, cell.other, cell.other_replica, plan, directory, _subject))
+    if any(isinstance(member, Member) for member in members):
+        rows, timing = _lost(cell, [m if isinstance(m, Member) else m.member for m in members]), {}
     else:
-        args = cell.trained, cell.replica, cell.step, cell.splits, cell.evaluation, plan, directory
-        measured = _examined if isinstance(cell, ExamineCell) else _swept
-        rows, timing = measured(cell, _subject(*args), plan, tick)
+        rows, timing = MEASURE[type(cell)](cell, members, plan, tick)
     path = directory.rows(cell)
     write_json(path.parent / "timing.json", timing | {"peak_memory_bytes": _peak_memory()})
     write_rows(path, rows)
 
 
-def _lost(cell: Measuring, member: Member) -> list[dict]:
-    """The rows of a member whose training diverged."""
+def _subject_of(
+    cell: Measuring, trained: TrainCell, replica: int, plan: Plan, directory: StudyDirectory,
+    load: Callable[..., Subject],
+) -> Subject | Member:  # fmt: skip
+    """A member on the device, or what is known of one whose training has diverged."""
+    outcome = read_outcome(directory.member(trained, replica))
+    if outcome is not None and outcome.status == "diverged":
+        reason = f"training diverged at step {outcome.step}: {outcome.reason}"
+        return _member(trained, replica, cell.step, plan, digest="", reason=reason)
+    return load(trained, replica, cell.step, cell.splits, cell.evaluation, plan, directory)
+
+
+def _lost(cell: Measuring, members: Sequence[Member]) -> list[dict]:
+    """The rows of a cell of which a member's training has diverged."""
     common = cell.evaluation, cell.splits, cell.id
     if isinstance(cell, ExamineCell):
-        return examination.diverged_rows(member, cell.examine, *common)
-    return diverged_rows(member, cell.degrade, cell.draws, *common)
+        return examination.diverged_rows(*members, cell.examine, *common)
+    lost = pairs.diverged_rows if isinstance(cell, PairCell) else diverged_rows
+    return lost(*members, cell.degrade, cell.draws, *common)
 
 
-def _swept(cell: SweepCell, subject: Subject, plan: Plan, tick: Tick) -> tuple[list[dict], dict]:
+def _swept(cell: SweepCell, subjects: list[Subject], plan: Plan, tick: Tick) -> tuple[list[dict], dict]:
     if cell.trained.mask is not None:
-        return masked_rows(subject, cell.degrade, cell.id), {}
+        return masked_rows(*subjects, cell.degrade, cell.id), {}
     points = plan.environment["points_per_call"]
-    return sweep(subject, cell.degrade, cell.draws, cell.id, points, tick)
+    return sweep(*subjects, cell.degrade, cell.draws, cell.id, points, tick)
 
 
-def _examined(cell: ExamineCell, subject: Subject, plan: Plan, tick: Tick) -> tuple[list[dict], dict]:
+def _examined(cell: ExamineCell, subjects: list[Subject], plan: Plan, tick: Tick) -> tuple[list[dict], dict]:
     started = time.perf_counter()
-    rows = examination.examine(subject, cell.examine, cell.id, tick)
+    rows = examination.examine(*subjects, cell.examine, cell.id, tick)
     return rows, {"examine_seconds": time.perf_counter() - started}
 
 
-@functools.lru_cache(maxsize=1)
+def _paired(cell: PairCell, subjects: list[Subject], plan: Plan, tick: Tick) -> tuple[list[dict], dict]:
+    return pairs.sweep_pair(*subjects, cell.degrade, cell.draws, cell.id, tick)
+
+
+MEASURE = {SweepCell: _swept, ExamineCell: _examined, PairCell: _paired}
+
+
 def _subject(
     trained: TrainCell, replica: int, step: int, splits: Splits, evaluation: Evaluation, plan: Plan,
     directory: StudyDirectory,
 ) -> Subject:  # fmt: skip
-    """A member at a step, on the device; kept until another member is asked for."""
+    """A member at a step, on the device."""
     params = load_params(trained, plan, directory, replica, step)
     member = _member(trained, replica, step, plan, digest=tree_digest(params), reason=None)
     return Subject(member, params, splits, evaluation)
+
+
+_kept_subject = functools.lru_cache(maxsize=1)(_subject)  # until another member is asked for
 
 
 def load_params(trained: TrainCell, plan: Plan, directory: StudyDirectory, replica: int, step: int) -> Params:

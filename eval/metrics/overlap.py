@@ -98,7 +98,12 @@ def stream_hsic(view: View) -> tuple[Array, Array, Array]:
     weight_N = weight(view, few)
     k_LNN = residual_kernels(view)
     m_LNN = jax.vmap(kernel, (0, None))(chosen(view.stream, few), weight_N)
-    pairs, n = ((k_LNN, k_LNN), (m_LNN, m_LNN), (k_LNN, m_LNN)), weight_N.sum()
+    return hsic_of(k_LNN, m_LNN, weight_N.sum())
+
+
+def hsic_of(k_LNN: Array, m_LNN: Array, n: Array) -> tuple[Array, Array, Array]:
+    """[L + 1] each: of the first kernels with themselves, of the second ones, and of both."""
+    pairs = (k_LNN, k_LNN), (m_LNN, m_LNN), (k_LNN, m_LNN)
     return tuple(n * hsic_each(k, m, n) for k, m in pairs)
 
 

@@ -11,6 +11,7 @@ from wane.eval.metrics import (
     copying,
     crossing,
     deployment,
+    deviation_steps,
     generation,
     loss,
     option_space,
@@ -47,7 +48,7 @@ INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "truth": truth.METRICS,
     "copying": copying.METRICS,
     "continuation": continuation.METRICS,
-    "crossing": crossing.METRICS,
+    "crossing": (*crossing.METRICS, *deviation_steps.METRICS),
     "ranks": ranks.METRICS,
 }
 METRICS: dict[str, Metric] = {m.name: m for metrics in INSTRUMENTS.values() for m in metrics}

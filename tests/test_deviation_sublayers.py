@@ -142,8 +142,8 @@ def test_through_a_sweep():
     fitted = built.fit(subject.params, subject.calibration(degrade), key)
     edit = built.apply(subject.params, fitted, 0.5, Where.everywhere(GRADED), key)
     out = apply(subject.params, subject.splits.evaluation.tokens_NT[:, :-1], GRADED, edit)
-    mid, start = (np.asarray(out.inner[name], np.float64)[:, :, 15::16] for name in ("mid", "block_in"))
-    end = np.concatenate([start[1:], np.asarray(out.x_BSD, np.float64)[None, :, 15::16]])
+    mid, start = (np.asarray(out.inner[name], np.float64) for name in ("mid", "block_in"))
+    end = np.concatenate([start[1:], np.asarray(out.x_BSD, np.float64)[None]])
     for l in range(GRADED.n_layers):
         pairs = {"attention": (start[l], mid[l]), "mlp": (mid[l], end[l]), "block": (start[l], end[l])}
         for part in PARTS:

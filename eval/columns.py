@@ -110,7 +110,12 @@ _MEASUREMENT = (
     _text("task", "task that the evaluation sequences belong to; all: every sequence"),
     _text("metric", "what was measured"),
     _text("axis", "what `at` counts: layer, level, position, ..; null: a value of the whole", nullable=True),
-    _real("at", "see axis", "where on the axis the value was taken", nullable=True),
+    _real(
+        "at",
+        "see axis",
+        "where on the axis the value was taken; of layers 0 is the first, n_layers - 1 the last",
+        nullable=True,
+    ),
     _real("at_2", "see axis", "the second place of a pair", nullable=True),
     _text("part", "named part that the value is of: a matrix, a sublayer, a space; null: all", nullable=True),
     _text("unit", "unit of value"),

@@ -8,6 +8,7 @@ import pandas as pd
 from wane.eval import cost_table, summary, tables
 from wane.eval.calibrated import transfer_section
 from wane.eval.collapse_table import collapse_section
+from wane.eval.depth_table import depth_section
 from wane.eval.hazard_table import hazard_section
 from wane.eval.headline import headline
 from wane.eval.learning import accuracies, learned, learned_cells
@@ -49,6 +50,7 @@ def body(
         ("collapse", "Collapse of what models say", collapse_section(curves, groups)),
         ("samples", "What models say", samples_section(samples)),
         ("transfer", "Fitted on one task", transfer_section(frame, groups)),
+        ("depth", "First and last layers", depth_section(curves, groups)),
         ("removable", "Removable at almost no cost", removable_section(points, groups)),
         ("rank", "Effective rank", rank_section(curves, groups)),
         ("pairs", "Overlap between seeds", pair_section(curves, groups)),

@@ -16,7 +16,15 @@ def empty_caches(batch: int, length: int, shape: Shape) -> Cache:
 
 
 def extend(params: Params, tokens_BS: Array, caches: Cache, shape: Shape, edit: Edit) -> tuple[Array, Cache]:
-    """S further tokens behind those in the caches: (logits [B, S, V] f32, the caches with them).
+    """S further tokens behind those in the caches: (logits [B, S, V] f32, the caches with them).  Otherwise as
+    `advance`."""
+    x_BSD, caches = advance(params, tokens_BS, caches, shape, edit)
+    return unembed(params, x_BSD, shape), caches
+
+
+def advance(params: Params, tokens_BS: Array, caches: Cache, shape: Shape, edit: Edit) -> tuple[Array, Cache]:
+    """S further tokens behind those in the caches: (the residual stream behind the last block [B, S, D], the caches
+    with them).
 
     params: merged with the edit's.  Agrees with `apply` on all tokens at once.  Raises ValueError for an edit of
     the input tokens, which is defined on whole sequences.
@@ -31,4 +39,4 @@ def extend(params: Params, tokens_BS: Array, caches: Cache, shape: Shape, edit: 
 
     x_BSD = enter(embed(params, tokens_BS, shape), edit)
     x_BSD, caches = lax.scan(through, x_BSD, (params["blocks"], edit.per_layer(), caches))
-    return unembed(params, leave(x_BSD, edit), shape), caches
+    return leave(x_BSD, edit), caches

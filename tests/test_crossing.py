@@ -205,7 +205,7 @@ def test_a_layer_reads_the_stream_as_the_edit_leaves_it_before_its_block():
 def test_through_a_sweep():
     data = Data(sources="graded", context=32, facts=16, task_shares={"L1": 1.0, "S": 1.0})
     subject = subject_of(splits_of(open_data(data, steps=4, batch_size=4), 3))
-    names = ("loss", "crossing")
+    names = ("loss", *(metric.name for metric in crossing.METRICS))
     subject.settings = Evaluation(metrics=names, sequences=3, batch=4, calibration_sequences=4)
     rows, _, _ = rows_of(subject, Degrade(method="random_weights", severities=(0.5,)))
     found = [r for r in rows if r["metric"] != "loss" and r["task"] == "all"]

@@ -51,9 +51,9 @@ def cosine(p, q):
     return p @ q / np.linalg.norm(p) / np.linalg.norm(q) if q.any() else 0  # all of it on its own key
 
 
-def loops(maps_LNHSS, S):
+def loops(maps_LNHSS, q_LNSHK, S):
     """Every metric from the queries 14, 15, 30, 31 of 32, of every other sequence."""
-    maps_LNHSS = maps_LNHSS[:, ::2]
+    maps_LNHSS, q_LNSHK = maps_LNHSS[:, ::2], np.asarray(q_LNSHK, np.float64)[:, ::2]
     L, N, H = maps_LNHSS.shape[:3]
     later = [S - 1 - i * S // 2 for i in range(2)]
     pairs = list(itertools.combinations(range(H), 2))
@@ -70,6 +70,14 @@ def loops(maps_LNHSS, S):
                     of["cos"][g, h] += cosine(p[g], p[h]) / (4 * N)
             early, late = maps_LNHSS[l, n, :, t - 1, :t], maps_LNHSS[l, n, :, t, :t]
             of["next"] += [cosine(early[h], late[h]) / (2 * N) for h in range(H)]
+        of_queries = {name: np.zeros(H) for name in ("pair", "vector")}
+        read = sorted([*later, *(t - 1 for t in later)])
+        for (s, t), n, h in itertools.product(itertools.combinations(read, 2), range(N), range(H)):
+            p = maps_LNHSS[l, n, h]
+            of_queries["pair"][h] += cosine(p[s, : s + 1], p[t, : s + 1]) / (6 * N)
+            of_queries["vector"][h] += cosine(q_LNSHK[l, n, s, h], q_LNSHK[l, n, t, h]) / (6 * N)
+        for name, values in of_queries.items():
+            out[f"query_{name}_cosine"] += list(values)
         js, cos = ([of[name][pair] for pair in pairs] for name in ("js", "cos"))
         out["head_pair_divergence"] += js
         out["head_pair_cosine"] += cos
@@ -95,7 +103,9 @@ def maps_of(inner, S):
 
 def test_against_loops():
     view = view_of(HEADS, drawn(HEADS))
-    expected = loops(maps_of(inner_of_view(view), 32)[:, :4], 32)  # the fifth sequence only fills the batch
+    inner = inner_of_view(view)
+    # the fifth sequence only fills the batch
+    expected = loops(maps_of(inner, 32)[:, :4], inner["q"][:, :4], 32)
     found = measured(view)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -106,7 +116,8 @@ def test_through_a_sweep(splits):  # noqa: F811
     params, tokens = drawn(HEADS), splits.evaluation.tokens_NT[:, :-1]
     subject = Subject(dataclasses.replace(subject_of(splits).member, shape=HEADS), params, splits, EVALUATION)
     rows = rows_of(subject, Degrade(method="random_heads", severities=(0.5,)))
-    expected = loops(maps_of(apply(params, tokens, HEADS).inner, 32), 32)
+    inner = apply(params, tokens, HEADS).inner
+    expected = loops(maps_of(inner, 32), inner["q"], 32)
     for metric in attention.METRICS:
         places = metric.places(HEADS)
         assert len(places) == len(expected[metric.name])
@@ -156,7 +167,8 @@ def test_one_head_has_no_pairs(splits):  # noqa: F811
         Subject(member, drawn(shape), splits, EVALUATION), Degrade(method="rtn", severities=(4.0,))
     )
     names = {r["metric"] for r in rows if r["metric"] != "loss"}
-    assert names == {"effective_heads", "attention_entropy", "head_entropy", "query_cosine"}
+    of_queries = {"query_cosine", "query_pair_cosine", "query_vector_cosine"}
+    assert names == {"effective_heads", "attention_entropy", "head_entropy"} | of_queries
     assert [r["value"] for r in rows if r["metric"] == "effective_heads"] == [1.0] * 6
 
 
@@ -168,7 +180,7 @@ def test_keys_of_a_rounded_cache_are_those_that_were_attended_to():
     for name in whole:
         np.testing.assert_allclose(exact[name], whole[name], rtol=1e-4, atol=1e-5, err_msg=name)
     maps = np.asarray(inner["attn_map"], np.float64)
-    found, expected = measured(coarse), loops(maps[:, :4], 32)
+    found, expected = measured(coarse), loops(maps[:, :4], inner["q"][:, :4], 32)
     for name in whole:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert np.abs(maps - maps_of(inner, 32)).max() > 0.1

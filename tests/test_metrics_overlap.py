@@ -12,6 +12,7 @@ from test_sweep import MEMBER, splits_of, value
 
 from wane.eval.cell import sweep
 from wane.eval.measure import forward
+from wane.eval.metrics import overlap
 from wane.eval.metrics.cka import cka, unbiased_cka
 from wane.eval.metrics.concentration import effective_number, gini
 from wane.eval.metrics.contract import Weights
@@ -187,6 +188,18 @@ def minibatches(x):
     return [x[part].reshape(-1, x.shape[-1]) for part in (slice(0, 4), slice(4, 8), slice(8, 9))]
 
 
+def level_cosines(x_NSD, y_NSD):
+    """Mean over tokens of the cosine of two levels, and of that without the means of each minibatch."""
+    found = []
+    for centre in (False, True):
+        tokens = []
+        for pair in zip(minibatches(x_NSD), minibatches(y_NSD), strict=True):
+            x, y = ((a - a.mean(axis=0)) if centre else a for a in pair)
+            tokens += [v @ w / np.linalg.norm(v) / np.linalg.norm(w) for v, w in zip(x, y, strict=True)]
+        found.append(np.mean(tokens))
+    return found
+
+
 def ratio(x_ND):
     eigenvalues = np.linalg.eigvalsh(np.cov(x_ND.T, bias=True))
     return eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
@@ -211,6 +224,9 @@ def test_every_row_against_numpy(splits):
     for l, m in itertools.combinations(range(4), 2):
         expected = slow_unbiased_cka(minibatches(x[l]), minibatches(x[m]))
         assert found("layer_cka", at=l, at_2=m) == pytest.approx(expected, rel=1e-3)
+        raw, centred = level_cosines(x[l], x[m])
+        assert found("level_cosine", at=l, at_2=m, part="raw") == pytest.approx(raw, abs=1e-5)
+        assert found("level_cosine", at=l, at_2=m, part="centred") == pytest.approx(centred, abs=1e-5)
     for l in range(3):
         expected = slow_cka(spaced(x[l]), spaced(x[l + 1]))
         assert found("neighbour_cka", at=l, at_2=l + 1) == pytest.approx(expected, rel=1e-3)
@@ -242,6 +258,7 @@ def test_the_identity_overlaps_fully_and_every_place_has_a_row(splits):
     assert value(rows, "stream_cka", severity=0.9, at=3) < 0.98
     counts = {
         "layer_cka": 6,
+        "level_cosine": 12,
         "neighbour_cka": 3,
         "stream_cka": 4,
         "stream_cka_unbiased": 4,
@@ -255,11 +272,11 @@ def test_the_identity_overlaps_fully_and_every_place_has_a_row(splits):
     assert all(r["status"] == "ok" and r["task"] == "all" for r in mine)
 
 
-def view_of(shape, params, edit=Edit(), B=5):  # noqa: B008
+def view_of(shape, params, edit=Edit(), B=5, metrics=("neuron_cosine", "head_cosine")):  # noqa: B008
     tokens = np.random.default_rng(1).integers(shape.vocab, size=(B, shape.context + 1)).astype(np.int32)
     none = dict.fromkeys(Batch._fields)
     batch = Batch(**none | {"tokens_BT": jnp.asarray(tokens), "counted_B": jnp.ones(B).at[-1].set(0)})
-    seen = forward(shape, ("neuron_cosine", "head_cosine"), params, edit, batch)
+    seen = forward(shape, metrics, params, edit, batch)
     return View(
         shape=shape, params=params, degraded=merge(params, edit), edit=edit, batch=batch,
         stream=seen["x_BSD"][None], **seen,
@@ -308,3 +325,27 @@ def test_neurons_of_an_expert_are_compared_over_the_tokens_that_it_serves():
     np.testing.assert_allclose(neuron_dimensions(sums, weights), expected["dimensions"], rtol=1e-3)
     np.testing.assert_allclose(neuron_cosine(sums, weights), expected["cosine"], atol=1e-5)
     np.testing.assert_allclose(overlap_of_neurons(sums, weights), expected["overlap"], atol=1e-5)
+
+
+def test_two_levels_of_a_block_that_copies_its_input_are_one():
+    params = init_params(jax.random.key(0), SHAPE)
+    blocks = dict(params["blocks"])
+    for name in ("o", "down"):
+        blocks[name] = blocks[name].at[1].set(0)
+    params = params | {"blocks": blocks}
+    view = view_of(SHAPE, params, metrics=("level_cosine", "stream_cka"))
+    sums, weights = overlap.level_directions(view), Weights(SHAPE, params, params, Edit())
+    pairs = [(p.at, p.at_2) for p in overlap.level_pairs(SHAPE)]
+    raw, centred = (dict(zip(pairs, v.tolist(), strict=True)) for v in overlap.level_cosine(sums, weights))
+    assert raw[1, 2] == pytest.approx(1, abs=1e-5)
+    assert centred[1, 2] == pytest.approx(1, abs=1e-5)
+    assert raw[0, 1] == pytest.approx(raw[0, 2], abs=1e-5)
+    assert raw[0, 1] < 0.999
+    cka_of = dict(
+        zip(pairs, overlap.unbiased_layer_cka(overlap.layer_hsic(view), weights).tolist(), strict=True)
+    )
+    assert cka_of[1, 2] == pytest.approx(1, abs=1e-5)
+    assert cka_of[0, 3] < 0.999
+    near = overlap.neighbour_cka(overlap.residual_moments(view), weights)
+    assert near[1] == pytest.approx(1, abs=1e-5)
+    assert near[0] < 0.999

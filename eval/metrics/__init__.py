@@ -11,6 +11,7 @@ from wane.eval.metrics import (
     copying,
     crossing,
     deployment,
+    deviation_steps,
     generation,
     loss,
     option_space,
@@ -47,7 +48,7 @@ INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "truth": truth.METRICS,
     "copying": copying.METRICS,
     "continuation": continuation.METRICS,
-    "crossing": crossing.METRICS,
+    "crossing": (*crossing.METRICS, *deviation_steps.METRICS),
     "ranks": ranks.METRICS,
 }
 METRICS: dict[str, Metric] = {m.name: m for metrics in INSTRUMENTS.values() for m in metrics}
@@ -55,10 +56,10 @@ OURS = tuple(METRICS.values())  # what a name of theirs means follows from the c
 # Forward passes that measuring an instrument adds to one of the loss alone, at context 128 on 2 CPU cores; its
 # metrics share their work.  What is not named here costs next to nothing.
 COSTS = {
-    "answers": 0.04, "resolution": 0.08, "probes": 0.01, "structure": 0.05, "signal": 0.04, "representation": 0.25,
+    "answers": 0.04, "resolution": 0.08, "probes": 0.01, "structure": 0.05, "signal": 0.04, "representation": 0.27,
     "options": 0.07, "overlap": 0.12, "attention": 0.1, "generation": 30.0,
     "retrieval": 0.01, "agreement": 0.04, "truth": 0.02, "copying": 0.15,
-    "continuation": 11.0, "crossing": 12.0, "ranks": 0.06,
+    "continuation": 11.0, "crossing": 12.3, "ranks": 0.06,
 }  # fmt: skip
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
 

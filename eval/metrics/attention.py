@@ -1,5 +1,5 @@
 """What the heads of a degraded model attend to: how alike the heads of a layer are, how spread each is, and how
-much its attention changes from one query to the next.
+alike its queries are, neighbours and any two.
 
 Maps of a few queries of every other sequence are read, in PAIRS of neighbours.  They are made again from queries
 and keys: what a forward pass hands over are the maps of all queries.
@@ -51,6 +51,12 @@ def queries(S: int) -> np.ndarray:
     return np.concatenate([later - 1, later])
 
 
+def query_pairs(at_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(earlier, later) of all pairs of queries [R], as places in `queries`."""
+    a, b = np.triu_indices(len(at_Q), 1)
+    return np.where(at_Q[a] < at_Q[b], a, b), np.where(at_Q[a] < at_Q[b], b, a)
+
+
 def entropy(map_C: Array) -> Array:
     """In nats, over the last axis."""
     return -jnp.sum(map_C * jnp.log(jnp.maximum(map_C, jnp.finfo(jnp.float32).tiny)), axis=-1)
@@ -67,7 +73,7 @@ def total(value_BQ: Array, weight_B: Array) -> Array:
     return jnp.einsum("...bq,b->...", value_BQ, weight_B)
 
 
-def of_layer(map_HBQC: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Array]:
+def of_layer(map_HBQC: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Array]:
     """Sums over sequences and over queries at `queries`: of heads [H] and of their pairs g < h [P]."""
     entropy_HBQ, square_HBQ = entropy(map_HBQC), jnp.sum(map_HBQC**2, axis=-1)
 
@@ -80,32 +86,57 @@ def of_layer(map_HBQC: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Ar
         return total(divergence_BQ, weight_B), total(cosine_BQ, weight_B)
 
     divergence_P, cosine_P = lax.map(of_pair, np.triu_indices(len(map_HBQC), 1), batch_size=AT_ONCE)
-    half = len(at_Q) // 2
-    both_see = np.arange(map_HBQC.shape[-1]) < at_Q[half:, None]
-    before, after = map_HBQC[:, :, :half], jnp.where(both_see, map_HBQC[:, :, half:], 0)
+    sums = {"entropy": total(entropy_HBQ, weight_B), "divergence": divergence_P, "cosine": cosine_P}
+    return sums | of_queries(map_HBQC, square_HBQ, q_HBQK, at_Q, weight_B)
+
+
+def of_queries(
+    map_HBQC: Array, square_HBQ: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array
+) -> dict[str, Array]:
+    """Sums [H] over sequences and pairs of queries of a head: of the cosines between their maps, over the keys that
+    both see, of neighbours and of all, and between the queries themselves."""
+    early_R, late_R = query_pairs(at_Q)
+    cosine_HBR = shared_cosine(map_HBQC, square_HBQ, at_Q)
+    q = q_HBQK.astype(jnp.float32)
+    size_HBQ = jnp.sum(q**2, axis=-1)
+    dot_HBR = jnp.sum(q[:, :, early_R] * q[:, :, late_R], axis=-1)
+    vectors_HBR = cosine(dot_HBR, size_HBQ[:, :, early_R], size_HBQ[:, :, late_R])
+    next_R = at_Q[late_R] == at_Q[early_R] + 1
+    return {
+        "next": total(cosine_HBR[..., next_R], weight_B),
+        "maps": total(cosine_HBR, weight_B),
+        "vectors": total(vectors_HBR, weight_B),
+    }
+
+
+def shared_cosine(map_HBQC: Array, square_HBQ: Array, at_Q: np.ndarray) -> Array:
+    """Between the maps of two queries over the keys that both see, of `query_pairs` [H, B, R]."""
+    early_R, late_R = query_pairs(at_Q)
+    both_see = np.arange(map_HBQC.shape[-1]) <= at_Q[early_R, None]
+    before, after = map_HBQC[:, :, early_R], jnp.where(both_see, map_HBQC[:, :, late_R], 0)
     largest = jnp.max(after, axis=-1, keepdims=True)  # of a query that sees itself only, squares would be 0
     after = after / jnp.where(largest > 0, largest, 1)
-    next_HBQ = cosine(jnp.sum(before * after, axis=-1), square_HBQ[:, :, :half], jnp.sum(after**2, axis=-1))
-    heads = {"entropy": total(entropy_HBQ, weight_B), "next": total(next_HBQ, weight_B)}
-    return heads | {"divergence": divergence_P, "cosine": cosine_P}
+    return cosine(jnp.sum(before * after, axis=-1), square_HBQ[:, :, early_R], jnp.sum(after**2, axis=-1))
 
 
-def some_maps(inner: Inner) -> Array:
-    """The maps of a layer that are read, [B / 2, H, Q, C]."""
+def some_maps(inner: Inner) -> tuple[Array, Array]:
+    """The maps of a layer that are read, [B / 2, H, Q, C], and their queries [B / 2, Q, H, K]."""
     at_Q = queries(inner["q"].shape[1])
-    return attention_map(inner["q"][::2, at_Q], inner["cached_k"][::2], at_Q)
+    q_BQHK = inner["q"][::2, at_Q]
+    return attention_map(q_BQHK, inner["cached_k"][::2], at_Q), q_BQHK
 
 
 def maps(view: View) -> Sums:
     """`of_layer` of every layer [L, ..], and of how many queries and pairs of queries it is."""
     at_Q, weight_B = queries(view.weight_BS.shape[1]), view.batch.counted_B[::2]
 
-    def of(map_BHQC: Array) -> dict[str, Array]:
-        return of_layer(jnp.moveaxis(map_BHQC, 1, 0), at_Q, weight_B)
+    def of(read: tuple[Array, Array]) -> dict[str, Array]:
+        map_BHQC, q_BQHK = read
+        return of_layer(jnp.moveaxis(map_BHQC, 1, 0), jnp.moveaxis(q_BQHK, 2, 0), at_Q, weight_B)
 
     sums = lax.map(of, view.inside[some_maps])
     n = weight_B.sum() * len(at_Q)
-    return sums | {"n": n, "pairs": n / 2}
+    return sums | {"n": n, "next_pairs": n / 2, "pairs": n * (len(at_Q) - 1) / 2}
 
 
 def symmetric(pairs_P: Array, H: int, diagonal: float) -> Array:
@@ -151,7 +182,15 @@ def layer_entropy(sums: Sums, weights: Weights) -> Array:
 
 
 def query_cosine(sums: Sums, weights: Weights) -> Array:
-    return sums["next"] / sums["pairs"]
+    return sums["next"] / sums["next_pairs"]
+
+
+def query_pair_cosine(sums: Sums, weights: Weights) -> Array:
+    return sums["maps"] / sums["pairs"]
+
+
+def query_vector_cosine(sums: Sums, weights: Weights) -> Array:
+    return sums["vectors"] / sums["pairs"]
 
 
 def effective_heads(sums: Sums, weights: Weights) -> Array:
@@ -206,5 +245,13 @@ METRICS = (
     _statistic(
         "query_cosine", "", query_cosine, heads,
         "cosine between the attention of a query and of the next one, over the keys that both see",
+    ),
+    _statistic(
+        "query_pair_cosine", "", query_pair_cosine, heads,
+        "cosine between the attention of two queries, over keys that both see, mean over all pairs of a sequence",
+    ),
+    _statistic(
+        "query_vector_cosine", "", query_vector_cosine, heads,
+        "cosine between two queries, as keys are multiplied with them, mean over all pairs of a sequence",
     ),
 )  # fmt: skip

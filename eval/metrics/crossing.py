@@ -23,8 +23,8 @@ from wane.eval.metrics.structure import share_of
 from wane.eval.metrics.view import View
 from wane.scaling.attention import attention_map, per_query_head
 from wane.scaling.edit import Edit, Params
-from wane.scaling.generate import extend
-from wane.scaling.model import block, enter, init_cache
+from wane.scaling.generate import advance
+from wane.scaling.model import block, enter, init_cache, unembed
 from wane.scaling.shape import Shape
 
 # (parameters, prompt cache, generated tokens), the first varying slowest
@@ -43,8 +43,10 @@ def paths_of_layers(shape: Shape) -> tuple[Place, ...]:
     return tuple(Place("layer", float(l), part=part) for l in range(shape.n_layers) for part in PATHS)
 
 
-def crossed(view: View) -> Array:
-    """Logits behind every token of the continuation, [8, B, C, V] in the order of COMBINATIONS."""
+@once
+def crossed_states(view: View) -> Array:
+    """The residual stream behind the last block at every token of the continuation, [8, B, C, D] in the order of
+    COMBINATIONS."""
     caches = [repeated(begun(view)[name].caches, len(MODELS)) for name in MODELS]
     caches = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1) if a[0].ndim > 1 else a[0], *caches)
     greedy_RC = jnp.concatenate([said(view)[name].tokens_UBC[0] for name in MODELS])
@@ -52,10 +54,16 @@ def crossed(view: View) -> Array:
 
     def read(name: str) -> Array:
         params, edit = model_of(view, name)
-        logits_RCV, _ = extend(params, both_RC, caches, view.shape, edit)
-        return logits_RCV.reshape(len(MODELS) ** 2, -1, *logits_RCV.shape[1:])
+        x_RCD, _ = advance(params, both_RC, caches, view.shape, edit)
+        return x_RCD.reshape(len(MODELS) ** 2, -1, *x_RCD.shape[1:])
 
     return jnp.concatenate([read(name) for name in MODELS])
+
+
+def crossed(view: View) -> Array:
+    """Logits behind every token of the continuation, [8, B, C, V]."""
+    of_reader = zip(MODELS, jnp.split(crossed_states(view), len(MODELS)), strict=True)
+    return jnp.concatenate([unembed(model_of(view, name)[0], x, view.shape) for name, x in of_reader])
 
 
 def crossed_kl(view: View) -> tuple[Array, Array]:

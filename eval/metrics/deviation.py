@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from wane.eval.metrics.largest import choice, lead
 
@@ -115,6 +115,18 @@ def second_order(
     p = jax.nn.softmax((z + change if convention == "transition" else z) / temperature, axis=-1)
     r = p * p / (jnp.sum(p * p, axis=-1, keepdims=True) + EPS)
     return SecondOrder(*(weighted_variance(change, w) / (2 * temperature**2) for w in (r, p)))
+
+
+def kl_of_top(z: Array, change: Array, temperature: Array | float, k: int) -> Array:
+    """The estimate of KL from the k largest of logits [..., V] and their change, as if there were no others."""
+    top, index = lax.top_k(z, k)
+    p = jax.nn.softmax(top / temperature, axis=-1)
+    return weighted_variance(jnp.take_along_axis(change, index, axis=-1), p) / (2 * temperature**2)
+
+
+def kl_of_uniform(change: Array, temperature: Array | float) -> Array:
+    """The estimate of KL where all tokens are as likely as each other."""
+    return jnp.var(change, axis=-1) / (2 * temperature**2)
 
 
 def distance_estimate(orthogonal: Array) -> Array:

@@ -1,6 +1,7 @@
 """How far the residual stream has moved at every layer, and how much of it each block does by itself."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,25 @@ from jax import Array
 
 from wane.eval.metrics.contract import Place, SequenceMetric, layers
 from wane.eval.metrics.deviation import Geometry, geometry
-from wane.eval.metrics.deviation_spaces import at_sampled, summed
+from wane.eval.metrics.deviation_spaces import at_sampled, noise_key, summed
 from wane.eval.metrics.few import EVERY, of_few
 from wane.eval.metrics.once import once
 from wane.eval.metrics.view import View
-from wane.scaling.model import Inner, block
+from wane.scaling.model import Inner, behind_mlp, block
 from wane.scaling.shape import Shape
 
 PARTS = ("attention", "mlp", "block")
+READ = 2  # tokens of every sequence that is looked at whose state is read behind every sublayer
+
+
+class Alone(NamedTuple):
+    """Every degraded block on the undegraded stream that enters it.  updates: what its sublayers and the block add
+    against what those of the trained one do, [L, 3, b, S].  before, after: the stream behind each sublayer,
+    undegraded and with that sublayer alone degraded, at few tokens [L, 2, b, READ, D]."""
+
+    updates: Geometry
+    before: Array
+    after: Array
 
 
 def parts_of_layers(shape: Shape) -> tuple[Place, ...]:
@@ -41,16 +53,28 @@ def _updates(inner: Inner, end: Array) -> Array:
     return jnp.stack([mid - start, end - mid, end - start])
 
 
-@once
-def _alone(view: View) -> Geometry:
-    """Updates of each degraded block on the undegraded stream that enters it, against those of the trained block,
-    [L, 3, b, S].  They cost a forward pass of either model, but for what the stream tells of the trained one: few
-    sequences are looked at."""
+def read_positions(view: View) -> Array:
+    """At random, as the tokens say: a few fixed places would see few places of a task's layout. [b, READ]."""
+    B, S = view.targets_BS.shape
+    return jax.random.randint(noise_key(view), (len(range(0, B, EVERY)), READ), 0, S)
 
-    def one(trained_l, degraded_l, edit_l, x_bSD, end_bSD) -> Geometry:
+
+@once
+def alone(view: View) -> Alone:
+    """They cost a forward pass of either model, but for what the stream tells of the trained one: few sequences are
+    looked at."""
+    at_bn = read_positions(view)
+
+    def one(trained_l, degraded_l, edit_l, x_bSD, end_bSD) -> Alone:
         _, trained, _ = block(trained_l, x_bSD, view.shape)
         new_end_bSD, degraded, _ = block(degraded_l, x_bSD, view.shape, edit_l)
-        return geometry(_updates(trained, end_bSD), _updates(degraded, new_end_bSD))
+        updates = geometry(_updates(trained, end_bSD), _updates(degraded, new_end_bSD))
+        mid, end, new_mid = (
+            jnp.take_along_axis(x, at_bn[..., None], axis=1)
+            for x in (trained["mid"], end_bSD, degraded["mid"])
+        )
+        new_end, _ = behind_mlp(degraded_l, mid, view.shape, edit_l)
+        return Alone(updates, jnp.stack([mid, end]), jnp.stack([new_mid, new_end]))
 
     blocks, stream = (view.params["blocks"], view.degraded["blocks"]), view.stream[:, ::EVERY]
     # All layers at once: a loop over them would be of products too small to be worth their calls.
@@ -70,7 +94,7 @@ def by_part(field: str) -> Callable[[View], tuple[Array, Array]]:
     """(sum, count) over tokens of one field of `Geometry`, [B, 3 L]; count 0 where a sequence is not looked at."""
 
     def measure(view: View) -> tuple[Array, Array]:
-        value_LPbS = getattr(_alone(view), field)
+        value_LPbS = getattr(alone(view).updates, field)
         *_, b, S = value_LPbS.shape
         return of_few(value_LPbS.sum(axis=-1).reshape(-1, b), S, len(view.targets_BS))
 

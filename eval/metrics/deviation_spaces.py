@@ -19,6 +19,8 @@ from wane.eval.metrics.deviation import (
     geometry,
     kept_margin,
     kl,
+    kl_of_top,
+    kl_of_uniform,
     margin,
     second_order,
 )
@@ -34,11 +36,13 @@ VECTORS = ("embedding", "normed", "unnormed logit", "logit", "centred logit")
 TEMPERATURES = (0.3, 0.5, 1.0, 1.5)
 RUN = 32  # one token of each run of so many is compared
 NOISE_SEED = 0
+TOPS = 5, 10  # of the undegraded logits
+ROUGH = ("uniform", *(f"top {k}" for k in TOPS))
 MARGINS = ("undegraded", "degraded", "kept")
 
 
 class Compared(NamedTuple):
-    """A changed final state against the undegraded one.  places: VECTORS, then probabilities at TEMPERATURES,
+    """A changed state against the undegraded one.  places: VECTORS, then probabilities at each temperature,
     [P, B, n]; kl_TBn in nats; agree_Bn: whether both predict the same token."""
 
     places: Geometry
@@ -47,14 +51,16 @@ class Compared(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The degraded state, the undegraded one under noise, and second-order estimates of the first: 1 - cosine at
-    all places [P, B, n] and KL [T, B, n].  margin_3Bn: in the order of MARGINS."""
+    """The changed state, the undegraded one under noise, and second-order estimates of the first: 1 - cosine at
+    all places [P, B, n] and KL [T, B, n].  margin_3Bn: in the order of MARGINS.  rough_3Bn: KL at temperature 1
+    estimated from less, in the order of ROUGH."""
 
     real: Compared
     noise: Compared
     distance_PBn: Array
     kl_TBn: Array
     margin_3Bn: Array
+    rough_3Bn: Array
 
 
 def sampled(batch: int, length: int) -> np.ndarray:
@@ -104,18 +110,24 @@ def noisy(x: Array, changed: Array, key: Array) -> Array:
     return (x + noise * change_length / noise_length).astype(x.dtype)
 
 
-@once
-def comparison(view: View) -> Comparison:
-    """At the sampled tokens.  The noise acts before the trained final norm and unembedding; its key is a number of
-    the tokens, so all members and severities of one width get the same directions."""
-    shape = view.shape
-    x, changed_x = at_sampled(view.full_x_BSD), at_sampled(view.x_BSD)
-    z, changed_z = unembed(view.params, x, shape), unembed(view.degraded, changed_x, shape)
-    noisy_x = noisy(x, changed_x, jax.random.fold_in(jax.random.key(NOISE_SEED), view.batch.tokens_BT.sum()))
-    noisy_z = unembed(view.params, noisy_x, shape)
-    vectors = _vectors(view.params, x, z, shape)
-    moved = _vectors(view.degraded, changed_x, changed_z, shape)
-    under_noise = _vectors(view.params, noisy_x, noisy_z, shape)
+def noise_key(view: View) -> Array:
+    """A number of the tokens: all members and severities of one width get the same directions."""
+    return jax.random.fold_in(jax.random.key(NOISE_SEED), view.batch.tokens_BT.sum())
+
+
+def compare(
+    models: tuple[Params, Params], states: tuple[Array, Array], key: Array, shape: Shape,
+    temperatures: tuple[float, ...] = TEMPERATURES,
+) -> Comparison:  # fmt: skip
+    """States [B, n, D], undegraded and changed, each read by the final norm and the unembedding of its own of two
+    models.  Noise acts before the undegraded ones."""
+    (params, degraded), (x, changed_x) = models, states
+    z, changed_z = unembed(params, x, shape), unembed(degraded, changed_x, shape)
+    noisy_x = noisy(x, changed_x, key)
+    noisy_z = unembed(params, noisy_x, shape)
+    vectors = _vectors(params, x, z, shape)
+    moved = _vectors(degraded, changed_x, changed_z, shape)
+    under_noise = _vectors(params, noisy_x, noisy_z, shape)
 
     def at(temperature: Array) -> tuple:
         p, q, noisy_p = (jax.nn.softmax(logits / temperature, axis=-1) for logits in (z, changed_z, noisy_z))
@@ -123,7 +135,7 @@ def comparison(view: View) -> Comparison:
         null = geometry(p, noisy_p), kl(z, noisy_z, temperature)
         return real, null, second_order(z, changed_z - z, temperature)
 
-    real, null, estimate = jax.vmap(at)(jnp.asarray(TEMPERATURES))
+    real, null, estimate = jax.vmap(at)(jnp.asarray(temperatures))
     top, changed_top, noisy_top = (choice(logits) for logits in (z, changed_z, noisy_z))
     real, null = (
         Compared(_places(vectors, ours, of_p), kl_TBn, top == ours_top)
@@ -132,10 +144,19 @@ def comparison(view: View) -> Comparison:
     of_vectors = distance_estimate(real.places.orthogonal[: len(VECTORS)])
     distance_PBn = jnp.concatenate([of_vectors, estimate.distance])
     margin_3Bn = jnp.stack([margin(z), margin(changed_z), kept_margin(z, changed_z)])
-    return Comparison(real, null, distance_PBn, estimate.kl, margin_3Bn)
+    few = [kl_of_top(z, changed_z - z, 1.0, min(k, shape.vocab)) for k in TOPS]
+    rough_3Bn = jnp.stack([kl_of_uniform(changed_z - z, 1.0), *few])
+    return Comparison(real, null, distance_PBn, estimate.kl, margin_3Bn, rough_3Bn)
 
 
 def _places(vectors: tuple[Array, ...], changed: tuple[Array, ...], of_p: Geometry) -> Geometry:
     """[P, B, n] of each field: VECTORS, then probabilities."""
     each = [geometry(v, w) for v, w in zip(vectors, changed, strict=True)]
     return jax.tree.map(lambda of_p_TBn, *rest: jnp.stack([*rest, *of_p_TBn]), of_p, *each)
+
+
+@once
+def comparison(view: View) -> Comparison:
+    """Of the final states at the sampled tokens."""
+    states = at_sampled(view.full_x_BSD), at_sampled(view.x_BSD)
+    return compare((view.params, view.degraded), states, noise_key(view), view.shape)

@@ -41,6 +41,10 @@ def level_pairs(shape: Shape) -> tuple[Place, ...]:
     return tuple(Place("layer", float(l), float(m)) for l, m in zip(rows, columns, strict=True))
 
 
+def raw_and_centred_pairs(shape: Shape) -> tuple[Place, ...]:
+    return tuple(pair._replace(part=part) for part in ("raw", "centred") for pair in level_pairs(shape))
+
+
 def neighbours(shape: Shape) -> tuple[Place, ...]:
     return tuple(Place("layer", float(l), float(l + 1)) for l in range(shape.n_layers))
 
@@ -93,6 +97,23 @@ def layer_hsic(view: View) -> Array:
     return n * hsic_pairs(k_LNN, k_LNN, n)
 
 
+def level_directions(view: View) -> Sums:
+    """Number of tokens of a minibatch, and sums over them of the cosines between all levels [L + 1, L + 1]: as they
+    are, and without each level's mean."""
+    x_LND, weight_N = degraded(view, few), weight(view, few)
+    n = weight_N.sum()
+    mean_L1D = jnp.einsum("n,lnd->ld", weight_N, x_LND)[:, None] / jnp.maximum(n, 1)
+
+    def cosines(x_LND: Array) -> Array:
+        norm_LN1 = jnp.linalg.norm(x_LND, axis=-1, keepdims=True)
+        unit_LND = x_LND / jnp.where(norm_LN1 > 0, norm_LN1, 1)
+        # One product of L + 1 rows of all tokens: of each token it would be many of next to nothing.
+        rows = (unit_LND * jnp.sqrt(weight_N)[:, None]).reshape(len(unit_LND), -1)
+        return rows @ rows.T
+
+    return {"n": n, "raw": cosines(x_LND), "centred": cosines(x_LND - mean_L1D)}
+
+
 def stream_hsic(view: View) -> tuple[Array, Array, Array]:
     """[L + 1] each: of the degraded stream with itself, of the undegraded one, and of both."""
     weight_N = weight(view, few)
@@ -143,6 +164,11 @@ def unbiased_layer_cka(sums: Sums, weights: Weights) -> Array:
     return cka_LL[np.triu_indices(len(own_L), 1)]
 
 
+def level_cosine(sums: Sums, weights: Weights) -> Array:
+    upper = np.triu_indices(weights.shape.n_layers + 1, 1)
+    return jnp.stack([sums[name][upper] for name in ("raw", "centred")]) / sums["n"]
+
+
 def unbiased_stream_cka(sums: Sums, weights: Weights) -> Array:
     xx_L, yy_L, xy_L = sums
     return xy_L / jnp.sqrt(xx_L * yy_L)
@@ -163,6 +189,17 @@ METRICS = (
         places=level_pairs,
         gather=layer_hsic,
         values=unbiased_layer_cka,
+        inside=entering_few,
+    ),
+    Statistic(
+        name="level_cosine",
+        unit="",
+        meaning="mean cosine between the residual streams of a token at two levels; centred: without each level's"
+        " mean over the minibatch",
+        better="neither",
+        places=raw_and_centred_pairs,
+        gather=level_directions,
+        values=level_cosine,
         inside=entering_few,
     ),
     Statistic(

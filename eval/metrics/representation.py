@@ -1,18 +1,15 @@
 """How far a degraded model's representations are from the undegraded one's: whole model, by layer, by position."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from wane.eval.metrics import deviation_layers
+from wane.eval.metrics import contribution, deviation_layers, deviation_sublayers
 from wane.eval.metrics.contract import Place, SequenceMetric, Statistic, TokenMetric, Weights
 from wane.eval.metrics.deviation import entropy
+from wane.eval.metrics.deviation_quantities import QUANTITIES, Quantity
 from wane.eval.metrics.deviation_spaces import (
-    MARGINS,
     TEMPERATURES,
-    VECTORS,
     at_sampled,
     comparison,
     normed,
@@ -22,81 +19,24 @@ from wane.eval.metrics.deviation_spaces import (
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
 
-NOISY = " under noise"
-VECTOR_PLACES = tuple(Place(part=part) for part in VECTORS)
-PROBABILITY_PLACES = tuple(Place(axis="temperature", at=t, part="probability") for t in TEMPERATURES)
 STATES = ("embedding", "normed")
-
-
-def _with_noise(places: tuple[Place, ...]) -> tuple[Place, ...]:
-    return places + tuple(place._replace(part=place.part + NOISY) for place in places)
-
-
-def all_places(shape: Shape) -> tuple[Place, ...]:
-    return VECTOR_PLACES + PROBABILITY_PLACES
-
-
-def all_places_and_noise(shape: Shape) -> tuple[Place, ...]:
-    return _with_noise(VECTOR_PLACES + PROBABILITY_PLACES)
-
-
-def vectors_and_noise(shape: Shape) -> tuple[Place, ...]:
-    return _with_noise(VECTOR_PLACES)
-
-
-def probabilities(shape: Shape) -> tuple[Place, ...]:
-    return PROBABILITY_PLACES
-
-
-def probabilities_and_noise(shape: Shape) -> tuple[Place, ...]:
-    return _with_noise(PROBABILITY_PLACES)
-
-
-def prediction_and_noise(shape: Shape) -> tuple[Place, ...]:
-    return _with_noise((Place(part="probability"),))
-
-
-def margins(shape: Shape) -> tuple[Place, ...]:
-    return tuple(Place(part=part) for part in MARGINS)
 
 
 def states(shape: Shape) -> tuple[Place, ...]:
     return tuple(Place(part=part) for part in STATES)
 
 
-def moved(field: str, places: slice = slice(None)) -> Callable[[View], tuple[Array, Array]]:
-    """A field of `Geometry` at some places, of the degraded state and then of noise."""
-
-    def measure(view: View) -> tuple[Array, Array]:
-        both = comparison(view).real, comparison(view).noise
-        return summed(*(getattr(changed.places, field)[places] for changed in both))
-
-    return measure
-
-
-def distance(view: View) -> tuple[Array, Array]:
-    return summed(comparison(view).real.places.distance)
-
-
-def distance_estimate(view: View) -> tuple[Array, Array]:
-    return summed(comparison(view).distance_PBn)
-
-
-def kl_at_temperatures(view: View) -> tuple[Array, Array]:
-    return summed(comparison(view).real.kl_TBn, comparison(view).noise.kl_TBn)
-
-
-def kl_estimate(view: View) -> tuple[Array, Array]:
-    return summed(comparison(view).kl_TBn)
-
-
-def agreement(view: View) -> tuple[Array, Array]:
-    both = comparison(view).real, comparison(view).noise
-    return summed(jnp.stack([changed.agree_Bn for changed in both]).astype(jnp.float32))
-
-
-def prediction_margins(view: View) -> tuple[Array, Array]:
-    return summed(comparison(view).margin_3Bn)
+def of_final_state(quantity: Quantity) -> SequenceMetric:
+    return SequenceMetric(
+        name=quantity.name,
+        unit=quantity.unit,
+        meaning=f"{quantity.meaning}; final state" + _SAMPLED,
+        better=quantity.better,
+        measure=lambda view: summed(quantity.read(comparison(view))),
+        places=lambda shape: quantity.places(TEMPERATURES),
+        relative=True,
+        version=2,
+    )
 
 
 def prediction_entropy(view: View) -> tuple[Array, Array]:
@@ -130,112 +70,9 @@ def state_entropy(sums: tuple[Array, Array, Array], weights: Weights) -> Array:
 
 
 _SAMPLED = "; one token of thirty-two"
-_AGAINST = (
-    " between the degraded and the undegraded final state, by space; under noise: isotropic and as long"
-)
 
 METRICS = (
-    SequenceMetric(
-        name="deviation_cosine",
-        unit="",
-        meaning="cosine" + _AGAINST + _SAMPLED,
-        better="higher",
-        measure=moved("cosine"),
-        places=all_places_and_noise,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="deviation_angle",
-        unit="degrees",
-        meaning="angle" + _AGAINST + _SAMPLED,
-        better="lower",
-        measure=moved("angle"),
-        places=all_places_and_noise,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="deviation_orthogonal",
-        unit="",
-        meaning="length of the change across the undegraded final state, over the state's length" + _SAMPLED,
-        better="lower",
-        measure=moved("orthogonal", slice(len(VECTORS))),
-        places=vectors_and_noise,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="deviation_parallel",
-        unit="",
-        meaning="length of the change along the undegraded final state, over the state's length" + _SAMPLED,
-        better="lower",
-        measure=moved("parallel", slice(len(VECTORS))),
-        places=vectors_and_noise,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="deviation_distance",
-        unit="",
-        meaning="1 - cosine between the degraded and the undegraded final state, by space" + _SAMPLED,
-        better="lower",
-        measure=distance,
-        places=all_places,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="estimate_distance",
-        unit="",
-        meaning="deviation_distance as estimated to second order in the change of the vector or of the logits",
-        better="neither",
-        measure=distance_estimate,
-        places=all_places,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="deviation_kl",
-        unit="nats/token",
-        meaning="KL(undegraded || degraded) at temperatures; under noise: of the final state" + _SAMPLED,
-        better="lower",
-        measure=kl_at_temperatures,
-        places=probabilities_and_noise,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="estimate_kl",
-        unit="nats/token",
-        meaning="deviation_kl as estimated to second order in the change of the logits",
-        better="neither",
-        measure=kl_estimate,
-        places=probabilities,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="deviation_agreement",
-        unit="fraction",
-        meaning="share of tokens predicted as by the undegraded model; under noise: of its final state"
-        + _SAMPLED,
-        better="higher",
-        measure=agreement,
-        places=prediction_and_noise,
-        relative=True,
-        version=2,
-    ),
-    SequenceMetric(
-        name="prediction_margin",
-        unit="logits",
-        meaning="largest logit less the second; kept: degraded, of the undegraded model's choice" + _SAMPLED,
-        better="higher",
-        measure=prediction_margins,
-        places=margins,
-        relative=True,
-        version=2,
-    ),
+    *(of_final_state(quantity) for quantity in QUANTITIES),
     SequenceMetric(
         name="prediction_entropy",
         unit="nats/token",
@@ -274,4 +111,6 @@ METRICS = (
         version=2,
     ),
     *deviation_layers.METRICS,
+    *deviation_sublayers.METRICS,
+    *contribution.METRICS,
 )

@@ -19,8 +19,8 @@ from jax import Array, lax
 from wane.eval.metrics.deviation import entropy
 from wane.eval.metrics.largest import choice
 from wane.scaling.edit import Edit, Params
-from wane.scaling.generate import empty_caches, extend
-from wane.scaling.model import Cache
+from wane.scaling.generate import advance, empty_caches, extend
+from wane.scaling.model import Cache, unembed
 from wane.scaling.shape import Shape
 
 NOISE_SEED = 0
@@ -28,8 +28,10 @@ MULTIPLIER = 2654435761  # odd: no digit of the number that a prompt is made int
 
 
 class Begun(NamedTuple):
-    """A model behind its prompts: logits of their next token [B, V], caches with room for the continuation."""
+    """A model behind its prompts: the residual stream behind the last block and the logits of their next token,
+    caches with room for the continuation."""
 
+    x_BD: Array
     logits_BV: Array
     caches: Cache
 
@@ -47,8 +49,8 @@ def begin(params: Params, prompt_BP: Array, room: int, shape: Shape, edit: Edit)
     Raises ValueError for an edit of the input tokens, as `extend` does.
     """
     B, P = prompt_BP.shape
-    logits_BPV, caches = extend(params, prompt_BP, empty_caches(B, P + room, shape), shape, edit)
-    return Begun(logits_BPV[:, -1], caches)
+    x_BPD, caches = advance(params, prompt_BP, empty_caches(B, P + room, shape), shape, edit)
+    return Begun(x_BPD[:, -1], unembed(params, x_BPD[:, -1:], shape)[:, 0], caches)
 
 
 def noise_keys(prompt_BP: Array) -> Array:

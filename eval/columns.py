@@ -9,7 +9,7 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3  # raise when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = 4  # raise when a column is added, removed, renamed or changes its meaning
 VERSION_KEY, COLUMNS_KEY = b"wane.schema_version", b"wane.columns"
 
 
@@ -135,6 +135,9 @@ _PROVENANCE = (
     _text("device_kind", "kind of device that computed the value"),
     _text("dtype", "type of activations and matrix products"),
     _text("matmul_precision", "precision of matrix products"),
+    _real(
+        "temperature", "", "temperature of free-running answers; 0: the most likely token, or none are said"
+    ),
     _whole("packing", "members", "members trained together in one program; 1: one by one"),
 )
 

@@ -21,7 +21,8 @@ KINDS = (SequenceMetric, PerToken, Statistic)
 
 class Batches(NamedTuple):
     """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored, foil and bytes [n, B, S],
-    options [n, B, S, 4], values [n, B, 2], counted [n, B], direction [n, B, S, D] or None; see `Batch`."""
+    options [n, B, S, 4], values [n, B, 2], counted [n, B], direction [n, B, S, D] or None, temperature [n, B] or
+    None; see `Batch`."""
 
     tokens: Array
     scored: Array
@@ -31,16 +32,20 @@ class Batches(NamedTuple):
     bytes: Array
     counted: Array
     direction: Array | None = None
+    temperature: Array | None = None
 
     @staticmethod
-    def of(evaluation: EvalSet, batch: int) -> "Batches":
-        """N sequences as ceil(N / batch) batches, the last filled with the first sequences again."""
+    def of(evaluation: EvalSet, batch: int, temperature: float = 0.0) -> "Batches":
+        """N sequences as ceil(N / batch) batches, the last filled with the first sequences again.  All answers are
+        said at one temperature."""
         N = len(evaluation.tokens_NT)
         place = np.arange(-(-N // batch) * batch)
         names = "tokens_NT", "scored_NS", "foil_NS", "options_NSO", "values_N2", "bytes_NS"
         arrays = [getattr(evaluation, name) for name in names]
         parts = [jnp.asarray(a[place % N].reshape(-1, batch, *a.shape[1:])) for a in arrays]
-        return Batches(*parts, jnp.asarray((place < N).astype(np.float32).reshape(-1, batch)))
+        counted = (place < N).astype(np.float32).reshape(-1, batch)
+        at = jnp.full(counted.shape, temperature, jnp.float32)
+        return Batches(*parts, jnp.asarray(counted), temperature=at)
 
 
 class Measured(NamedTuple):

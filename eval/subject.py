@@ -57,7 +57,7 @@ class Subject:
 
     def __init__(self, member: Member, params: Params, splits: Splits, evaluation: Evaluation):
         self.member, self.params, self.splits, self.settings = member, params, splits, evaluation
-        self.batches = Batches.of(splits.evaluation, evaluation.batch)
+        self.batches = Batches.of(splits.evaluation, evaluation.batch, evaluation.temperature)
         self._calibrations: dict[str, jax.Array] = {}
 
     def calibration(self, degrade: Degrade) -> jax.Array:

@@ -11,6 +11,7 @@ from wane.eval.metrics import (
     copying,
     crossing,
     deployment,
+    factorial,
     generation,
     loss,
     option_space,
@@ -41,7 +42,8 @@ INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "overlap": overlap.METRICS,
     "attention": attention.METRICS,
     "deployment": deployment.METRICS,
-    "generation": (*generation.METRICS, *compliance.METRICS, *topic.METRICS),
+    "generation": (*factorial.OF_VOCABULARY, *generation.METRICS, *compliance.METRICS, *topic.METRICS),
+    "factorial": factorial.METRICS,
     "retrieval": retrieval.METRICS,
     "agreement": agreement.METRICS,
     "truth": truth.METRICS,
@@ -57,6 +59,7 @@ OURS = tuple(METRICS.values())  # what a name of theirs means follows from the c
 COSTS = {
     "answers": 0.04, "resolution": 0.08, "probes": 0.01, "structure": 0.05, "signal": 0.04, "representation": 0.25,
     "options": 0.07, "overlap": 0.12, "attention": 0.1, "generation": 30.0,
+    "factorial": 45.0,
     "retrieval": 0.01, "agreement": 0.04, "truth": 0.02, "copying": 0.15,
     "continuation": 11.0, "crossing": 12.0, "ranks": 0.06,
 }  # fmt: skip

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.eval.metrics.answers import among_values, first_of_cut, has_values
+from wane.eval.metrics.answers import among_values, has_values, preferred
 from wane.eval.metrics.contract import DrawMetric, Place, SequenceMetric, per_sequence
-from wane.eval.metrics.largest import choice
 from wane.eval.metrics.task_rows import is_task
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
@@ -99,7 +98,7 @@ def _of_wordings(
     """`of_wordings` of a batch that holds questions: sorting costs more than a block, and few batches hold any."""
     asked = entity_BS, attribute_BS, template_BS, asked_BS
     entity_Q, attribute_Q, template_Q, asked_Q = (a.ravel() for a in asked)
-    answer_Q = (first_of_cut(view) + choice(among_values(view)) - VALUE).ravel()
+    answer_Q = (preferred(view, "values") - VALUE).ravel()
 
     def partners(*same: tuple[Array, int]) -> Array:
         """How many questions of another template agree with each in the attribute and in these [Q]."""
@@ -130,7 +129,7 @@ def wording_places(shape: Shape) -> tuple[Place, ...]:
 
 def answered(view: View) -> tuple[Array, Array]:
     """The token that is the most likely one of the task's values [B, S]."""
-    answer_BS = first_of_cut(view) + choice(among_values(view))
+    answer_BS = preferred(view, "values")
     return jnp.where(jnp.isnan(view.nll_BS), NOT_A_NUMBER, answer_BS), has_values(view)
 
 

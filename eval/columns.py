@@ -136,7 +136,9 @@ _PROVENANCE = (
     _text("dtype", "type of activations and matrix products"),
     _text("matmul_precision", "precision of matrix products"),
     _real(
-        "temperature", "", "temperature of free-running answers; 0: the most likely token, or none are said"
+        "answer_temperature",
+        "",
+        "temperature of free-running answers; 0: the most likely token, or none are said",
     ),
     _whole("packing", "members", "members trained together in one program; 1: one by one"),
 )

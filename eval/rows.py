@@ -212,6 +212,6 @@ def member_columns(member: Member, evaluation: Evaluation, splits: Splits, cell_
         "evaluation_digest": splits.evaluation.digest,
         "code_version": "-".join(f"{stage}{version}" for stage, version in VERSIONS.items()),
         "jax_version": jax.__version__, "device_kind": jax.devices()[0].device_kind, "dtype": shape.dtype,
-        "matmul_precision": evaluation.matmul_precision, "temperature": evaluation.temperature,
+        "matmul_precision": evaluation.matmul_precision, "answer_temperature": evaluation.temperature,
         "packing": member.packing,
     }  # fmt: skip

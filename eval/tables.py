@@ -16,7 +16,7 @@ PROVENANCE = (
     "device_kind",
     "dtype",
     "matmul_precision",
-    "temperature",
+    "answer_temperature",
     "packing",
     "train_step",
     "evaluation_digest",

@@ -37,7 +37,8 @@ class View:
     degraded blocks' intermediates, by the function that reads it (`Metric.inside`), [L, ...].  stream: the
     undegraded residual stream that enters every block and, last, that behind all of them [L + 1, B, S, D]; only the
     last where no metric reads the others, None where none reads any.  params, degraded: the trained parameters and
-    those under the edit."""
+    those under the edit.  known: sums over all batches that metrics read of the undegraded model, by the function
+    that gathers them (`Metric.known`)."""
 
     shape: Shape
     params: Params
@@ -47,6 +48,7 @@ class View:
     x_BSD: Array
     stream: Array | None
     inside: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
+    known: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def targets_BS(self) -> Array:

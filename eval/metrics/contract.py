@@ -3,8 +3,8 @@
 A metric is a small pure function inside the jitted evaluation.  Kinds differ in what they give back:
 `SequenceMetric` sums and counts of every sequence, which the host adds up in float64, per task too;
 `PerToken` a value for every token, which the host averages over groups of tokens (`TokenMetric`,
-`wane.eval.metrics.groups`) or compares with other draws (`DrawMetric`); `Statistic` values from sums over all
-batches, or from the weights alone.
+`wane.eval.metrics.groups`) or compares, with each other (`SetMetric`) or with other draws (`DrawMetric`);
+`Statistic` values from sums over all batches, or from the weights alone.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from wane.eval.metrics.view import View
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import Inner
 from wane.scaling.shape import Shape
-from wane.train.data import Task
+from wane.train.data import EvalSet, Task
 
 Sums = Any  # a pytree of arrays
 OfTokens = Callable[[View], tuple[Array, Array]]  # (value f32, counted bool), both [B, S]
@@ -123,6 +123,14 @@ class TokenMetric(PerToken):
     apart."""
 
     by: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SetMetric(PerToken):
+    """Rows compare tokens of the whole evaluation set with each other, whatever batches they are in:
+    over(value [N, S], nan where not counted, evaluation) -> (sums, counts), float64 [N, P] with P places."""
+
+    over: Callable[[np.ndarray, EvalSet], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

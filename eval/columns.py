@@ -145,6 +145,11 @@ _PROVENANCE = (
     _text("device_kind", "kind of device that computed the value"),
     _text("dtype", "type of activations and matrix products"),
     _text("matmul_precision", "precision of matrix products"),
+    _real(
+        "answer_temperature",
+        "",
+        "temperature of free-running answers; 0: the most likely token, or none are said",
+    ),
     _whole("packing", "members", "members trained together in one program; 1: one by one"),
 )
 

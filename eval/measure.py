@@ -21,7 +21,8 @@ KINDS = (SequenceMetric, PerToken, Statistic)
 
 class Batches(NamedTuple):
     """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored, foil and bytes [n, B, S],
-    options [n, B, S, 4], values [n, B, 2], counted [n, B], direction [n, B, S, D] or None; see `Batch`."""
+    options [n, B, S, 4], values [n, B, 2], counted [n, B], direction [n, B, S, D] or None, temperature [n, B] or
+    None; see `Batch`."""
 
     tokens: Array
     scored: Array
@@ -31,16 +32,20 @@ class Batches(NamedTuple):
     bytes: Array
     counted: Array
     direction: Array | None = None
+    temperature: Array | None = None
 
     @staticmethod
-    def of(evaluation: EvalSet, batch: int) -> "Batches":
-        """N sequences as ceil(N / batch) batches, the last filled with the first sequences again."""
+    def of(evaluation: EvalSet, batch: int, temperature: float = 0.0) -> "Batches":
+        """N sequences as ceil(N / batch) batches, the last filled with the first sequences again.  All answers are
+        said at one temperature."""
         N = len(evaluation.tokens_NT)
         place = np.arange(-(-N // batch) * batch)
         names = "tokens_NT", "scored_NS", "foil_NS", "options_NSO", "values_N2", "bytes_NS"
         arrays = [getattr(evaluation, name) for name in names]
         parts = [jnp.asarray(a[place % N].reshape(-1, batch, *a.shape[1:])) for a in arrays]
-        return Batches(*parts, jnp.asarray((place < N).astype(np.float32).reshape(-1, batch)))
+        counted = (place < N).astype(np.float32).reshape(-1, batch)
+        at = jnp.full(counted.shape, temperature, jnp.float32)
+        return Batches(*parts, jnp.asarray(counted), temperature=at)
 
 
 class Measured(NamedTuple):
@@ -55,9 +60,11 @@ class Measured(NamedTuple):
 
 
 def gathers(metrics: tuple[str, ...], *, of_trained: bool) -> list[Callable[[View], Sums]]:
-    """What statistics add up over batches, of the trained model alone or of the degraded one."""
-    told = [METRICS[name] for name in metrics if isinstance(METRICS[name], Statistic)]
-    return list(dict.fromkeys(m.gather for m in told if m.gather and m.of_trained == of_trained))
+    """What is added up over batches, of the trained model alone or of the degraded one."""
+    told = [METRICS[name] for name in metrics]
+    statistics = [m for m in told if isinstance(m, Statistic) and m.gather and m.of_trained == of_trained]
+    known = [m.known for m in told if m.known and of_trained]
+    return list(dict.fromkeys([m.gather for m in statistics] + known))
 
 
 def insides(metrics: tuple[str, ...]) -> list[Callable[[Inner], Any]]:
@@ -76,18 +83,24 @@ def forward(
     return {"x_BSD": out.x_BSD, "inside": dict(zip(reads, out.inner, strict=True))}
 
 
-def sums_of_trained(shape: Shape, metrics: tuple[str, ...], params: Params, batches: Batches) -> list[Sums]:
-    """Of each of the `gathers` of the trained model."""
+def sums_of_trained(
+    shape: Shape, metrics: tuple[str, ...], params: Params, batches: Batches, full: Array | None
+) -> list[Sums]:
+    """Of each of the `gathers` of the trained model.  full: its residual stream behind the last block [n, B, S, D],
+    None where no metric compares with it."""
 
-    def of_batch(item: Batches) -> list[Sums]:
-        model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": None, "stream": None}
-        seen = View(shape=shape, batch=Batch(*item), **model)
+    def of_batch(item: tuple[Batches, Array | None]) -> list[Sums]:
+        batch, x_BSD = item
+        stream = None if x_BSD is None else x_BSD[None]
+        model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": x_BSD, "stream": stream}
+        seen = View(shape=shape, batch=Batch(*batch), **model)
         return [gather(seen) for gather in gathers(metrics, of_trained=True)]
 
-    def add(totals: list[Sums], item: Batches) -> tuple[list[Sums], None]:
+    def add(totals: list[Sums], item: tuple) -> tuple[list[Sums], None]:
         return jax.tree.map(jnp.add, totals, of_batch(item)), None
 
-    return lax.scan(add, zeros_of(of_batch, jax.tree.map(lambda a: a[0], batches)), batches)[0]
+    items = batches, full
+    return lax.scan(add, zeros_of(of_batch, jax.tree.map(lambda a: a[0], items)), items)[0]
 
 
 def measure(
@@ -99,11 +112,13 @@ def measure(
     degraded = merge(params, edit)
     of_kind = {kind: [METRICS[n] for n in metrics if isinstance(METRICS[n], kind)] for kind in KINDS}
     summed = gathers(metrics, of_trained=False)
+    known = dict(zip(gathers(metrics, of_trained=True), of_trained, strict=True))
 
     def view(item: tuple[Batches, Array]) -> View:
         batch = Batch(*item[0])
         seen = run(batch, item[1])
-        return View(shape=shape, params=params, degraded=degraded, edit=edit, batch=batch, **seen)
+        model = {"params": params, "degraded": degraded, "edit": edit}
+        return View(shape=shape, batch=batch, known=known, **model, **seen)
 
     def one(totals: list, item: tuple[Batches, Array]) -> tuple[list, tuple[Array, Array, Array]]:
         seen = view(item)
@@ -119,8 +134,7 @@ def measure(
     first = jax.tree.map(lambda a: a[0], items)
     zeros = zeros_of(lambda item: [gather(view(item)) for gather in summed], first)
     totals, out = lax.scan(one, zeros, items)
-    gathered = dict(zip(summed, totals, strict=True)) | {None: None}
-    gathered |= zip(gathers(metrics, of_trained=True), of_trained, strict=True)
+    gathered = dict(zip(summed, totals, strict=True)) | {None: None} | known
     weights = Weights(shape, params, degraded, edit)
     values = [jnp.ravel(metric.values(gathered[metric.gather], weights)) for metric in of_kind[Statistic]]
     N = batches.counted.size

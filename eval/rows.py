@@ -10,7 +10,15 @@ import numpy as np
 from wane.eval.degrade import Degrade
 from wane.eval.measure import Measured
 from wane.eval.metrics import METRICS
-from wane.eval.metrics.contract import DrawMetric, Metric, PerToken, Place, SequenceMetric, TokenMetric
+from wane.eval.metrics.contract import (
+    DrawMetric,
+    Metric,
+    PerToken,
+    Place,
+    SequenceMetric,
+    SetMetric,
+    TokenMetric,
+)
 from wane.eval.metrics.groups import GROUPS
 from wane.eval.study import Evaluation
 from wane.eval.subject import Member, Splits, Subject
@@ -37,6 +45,8 @@ def values(subject: Subject, measured: Measured) -> Iterator[dict]:
             if isinstance(metric, TokenMetric):
                 for part in parts(metric.by, evaluation, subject.splits.stream):
                     yield from token_rows(metric, value_NS, part)
+            if isinstance(metric, SetMetric):
+                yield from set_rows(metric, value_NS, shape, evaluation)
             continue
         for place in metric.places(shape):
             if isinstance(metric, SequenceMetric):
@@ -106,6 +116,17 @@ def sequence_rows(
             if (count_N[index] > 0).all():
                 row["per_sequence"] = np.float32(sum_N[index] / count_N[index]).tolist()
         yield row | bounds(metric, definition)
+
+
+def set_rows(metric: SetMetric, value_NS: np.ndarray, shape: Shape, evaluation: EvalSet) -> Iterator[dict]:
+    """Values on all sequences and on each task, of every place that has any."""
+    groups = [("all", None), *((task.name, task) for task in evaluation.tasks)]
+    sums, counts = (of_groups(of_each.T, evaluation) for of_each in metric.over(value_NS, evaluation))
+    for place, sum_G, count_G in zip(metric.places(shape), sums, counts, strict=True):
+        for (task, definition), total, count in zip(groups, sum_G, count_G, strict=True):
+            if count:
+                row = value_row(metric, place, task, total / count, int(count))
+                yield row | bounds(metric, definition)
 
 
 class Part(NamedTuple):
@@ -213,5 +234,6 @@ def member_columns(member: Member, evaluation: Evaluation, splits: Splits, cell_
         "evaluation_digest": splits.evaluation.digest,
         "code_version": "-".join(f"{stage}{version}" for stage, version in VERSIONS.items()),
         "jax_version": jax.__version__, "device_kind": jax.devices()[0].device_kind, "dtype": shape.dtype,
-        "matmul_precision": evaluation.matmul_precision, "packing": member.packing,
+        "matmul_precision": evaluation.matmul_precision, "answer_temperature": evaluation.temperature,
+        "packing": member.packing,
     }  # fmt: skip

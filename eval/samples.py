@@ -36,11 +36,13 @@ def continuations(
     prompts_BP: np.ndarray,
     length: int = LONGEST,
     precision: str = "highest",
+    temperature: float = 0.0,
 ) -> list[Sample]:
-    """The most likely continuations of every prompt: prompts in their order, severities ascending.
+    """Continuations of every prompt: prompts in their order, severities ascending.
 
-    edits: severity -> the edit of the trained parameters `params`.  precision: of matrix products.  Raises
-    ValueError for prompts without tokens, a length below 1, and what `extend` refuses.
+    edits: severity -> the edit of the trained parameters `params`.  precision: of matrix products.  temperature: 0
+    for the most likely tokens; else they are drawn, with the same noise at every severity.  Raises ValueError for
+    prompts without tokens, a length below 1, a temperature below 0, and what `extend` refuses.
     """
     prompts_BP = np.asarray(prompts_BP)
     if prompts_BP.ndim != 2 or not prompts_BP.size:
@@ -49,9 +51,15 @@ def continuations(
         )
     if length < 1:
         raise ValueError(f"length = {length}: must be 1 token or more")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature = {temperature}: must be 0 or more")
+
+    def of(edit: Edit) -> np.ndarray:
+        return np.asarray(behind(params, edit, prompts_BP, np.float32(temperature), shape, length))
+
     with jax.default_matmul_precision(precision):
-        dense_BC = np.asarray(greedy(params, Edit(), prompts_BP, shape, length))
-        degraded = {s: np.asarray(greedy(params, edits[s], prompts_BP, shape, length)) for s in sorted(edits)}
+        dense_BC = of(Edit())
+        degraded = {severity: of(edits[severity]) for severity in sorted(edits)}
     return [
         Sample(severity, *(tuple(tokens[b].tolist()) for tokens in (prompts_BP, dense_BC, degraded_BC)))
         for b in range(len(prompts_BP))
@@ -60,11 +68,13 @@ def continuations(
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "length"))
-def greedy(params: Params, edit: Edit, prompt_BP: Array, shape: Shape, length: int) -> Array:
+def behind(
+    params: Params, edit: Edit, prompt_BP: Array, temperature: Array, shape: Shape, length: int
+) -> Array:
     """The tokens [B, C] that the model under an edit says."""
     params = merge(params, edit)
     begun = begin(params, prompt_BP, length, shape, edit)
-    return say(params, begun, noise_keys(prompt_BP), length, shape, edit, (0.0,)).tokens_UBC[0]
+    return say(params, begun, noise_keys(prompt_BP), length, shape, edit, temperature[None]).tokens_UBC[0]
 
 
 def told(samples: Iterable[Sample], decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
@@ -83,8 +93,8 @@ def samples_section(recorded: Mapping) -> str:
     """The report's tables of what `wane samples` recorded; nothing where it has not run."""
     parts = [_samples_table(entry, task) for entry in recorded.values() for task in entry["tasks"]]
     note = (
-        '<p class="note">Greedy continuations of first halves of evaluation sequences (<code>wane samples</code>); '
-        "marked from where the degraded model says something else.</p>"
+        '<p class="note">Continuations of first halves of evaluation sequences (<code>wane samples</code>), greedy '
+        "where no temperature is named; marked from where the degraded model says something else.</p>"
     )
     return note + "".join(parts) if parts else ""
 

@@ -1,63 +1,12 @@
-"""Stability of answers and of chains of steps, told by what was said: functions for tables and reports."""
+"""Stability of chains of steps, told by the accuracy after so many: functions for tables and reports."""
 
 import math
 from collections.abc import Mapping
 from itertools import pairwise
 
-import numpy as np
-
 from wane.train.data.graded_steps import MODULUS
 
-NO_ANSWER = -1
 CHAINS = ("M2", "M2l", "M3")  # tasks whose levels count steps
-
-
-def agreement(answers_RM: np.ndarray) -> float:
-    """Mean over items of the share of pairs of readings that agree.
-
-    answers_RM: what each of R readings (renderings of the question, draws of a degradation, temperatures)
-    said to each of M items, int; NO_ANSWER where an item was not asked.  Items of fewer than two readings do
-    not count.  Raises ValueError where no item has two.
-    """
-    return float(_alike(_counts(answers_RM)).mean())
-
-
-def kappa(answers_RM: np.ndarray) -> float:
-    """Agreement above that by chance, 1 where all agree and 0 at chance (Fleiss 1971, Psychol. Bull. 76, 378;
-    where items have different numbers of readings each counts as one item).
-
-    Chance: two answers drawn from all that were given.  nan where all of them are the same.
-    """
-    counts_MV = _counts(answers_RM)
-    share_V = counts_MV.sum(axis=0) / counts_MV.sum()
-    return beyond_chance(float(_alike(counts_MV).mean()), float(share_V @ share_V))
-
-
-def beyond_chance(observed: float, by_chance: float) -> float:
-    """(observed - by chance) / (1 - by chance); nan where chance agrees always."""
-    return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else float("nan")
-
-
-def _counts(answers_RM: np.ndarray) -> np.ndarray:
-    """How often each value was the answer to each item that has two readings or more [M', V]."""
-    answers_RM = np.asarray(answers_RM)
-    if answers_RM.ndim != 2 or answers_RM.dtype.kind not in "iu":
-        raise ValueError(
-            f"answers of shape {answers_RM.shape} and type {answers_RM.dtype}: must be integers"
-            " [readings, items]"
-        )
-    values = np.unique(answers_RM[answers_RM != NO_ANSWER])
-    counts_MV = (answers_RM[:, :, None] == values).sum(axis=0)
-    counts_MV = counts_MV[counts_MV.sum(axis=1) > 1]
-    if not len(counts_MV):
-        raise ValueError(f"answers of shape {answers_RM.shape}: no item has two; give more than one reading")
-    return counts_MV
-
-
-def _alike(counts_MV: np.ndarray) -> np.ndarray:
-    """The share of an item's pairs of answers that are equal [M]."""
-    n_M = counts_MV.sum(axis=1)
-    return (counts_MV * (counts_MV - 1)).sum(axis=1) / (n_M * (n_M - 1))
 
 
 def chains(task: str, by_level: Mapping[float, float]) -> dict[str, dict[int, float]]:

@@ -66,6 +66,9 @@ class Evaluation:
     have at every point that costs at most `wane.eval.precision.RANGE` nats.  Before the first sweep a pilot on
     other sequences decides how many that takes, for all members alike; `sequences` is then the most that may be
     used.  None: `sequences` are used.
+
+    temperature: of free-running answers; 0: the most likely token.  Continuations have temperatures of their own
+    (`wane.eval.metrics.continuation`).
     """
 
     sequences: int = 64  # per graded task, and per text source
@@ -77,6 +80,7 @@ class Evaluation:
     calibration_sequences: int = 32
     calibration_seed: int = 0
     metrics: tuple[str, ...] = USUAL  # names of metrics and of instruments (`wane list metrics`)
+    temperature: float = 0.0
     matmul_precision: Literal["default", "high", "highest"] = "highest"
 
     def __post_init__(self):
@@ -87,13 +91,18 @@ class Evaluation:
             raise ValueError(
                 f"evaluation.precision = {self.precision}: must be a positive number of nats, or None"
             )
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"evaluation.temperature = {self.temperature}: must be 0 or more")
         if self.pilot_sequences < 2:
             raise ValueError(f"evaluation.pilot_sequences = {self.pilot_sequences}: must be at least 2")
         object.__setattr__(self, "metrics", metric_names("evaluation.metrics", self.metrics))
 
     def of(self, degrade: Degrade) -> "Evaluation":
-        """The same with the metrics of a degradation that has its own."""
-        return dataclasses.replace(self, metrics=degrade.metrics or self.metrics)
+        """The same with the metrics of a degradation that has its own; without a temperature where nothing is said,
+        so that another one makes no other cell."""
+        metrics = degrade.metrics or self.metrics
+        says = any(METRICS[name].free_running for name in metrics)
+        return dataclasses.replace(self, metrics=metrics, temperature=self.temperature if says else 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

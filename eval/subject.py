@@ -11,6 +11,7 @@ import numpy as np
 
 from wane.eval.degrade import Degrade
 from wane.eval.measure import Batches, gathers
+from wane.eval.metrics import compares
 from wane.eval.study import Evaluation
 from wane.eval.sweep import Engine, Start, engine, streams, summing, undegraded
 from wane.scaling.edit import Params
@@ -57,7 +58,7 @@ class Subject:
 
     def __init__(self, member: Member, params: Params, splits: Splits, evaluation: Evaluation):
         self.member, self.params, self.splits, self.settings = member, params, splits, evaluation
-        self.batches = Batches.of(splits.evaluation, evaluation.batch)
+        self.batches = Batches.of(splits.evaluation, evaluation.batch, evaluation.temperature)
         self._calibrations: dict[str, jax.Array] = {}
 
     def calibration(self, degrade: Degrade) -> jax.Array:
@@ -89,7 +90,8 @@ class Subject:
         metrics = self.settings.metrics
         if not gathers(metrics, of_trained=True):
             return []
-        return summing(self.member.shape, metrics, self.settings.matmul_precision)(self.params, self.batches)
+        program = summing(self.member.shape, metrics, self.settings.matmul_precision)
+        return program(self.params, self.batches, self.full_x[0] if compares(metrics) else None)
 
     def undegraded(self, programs: Engine, starts: Sequence[Start] = ()) -> jax.Array | None:
         """What of the undegraded forward pass these programs read: every block's stream, only the last, or none."""

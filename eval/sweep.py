@@ -233,10 +233,11 @@ def plain(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
 
 @functools.lru_cache(maxsize=32)
 def summing(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
-    """(params, batches) -> the sums over all batches that metrics read of the trained model, for all points."""
+    """(params, batches, last residual stream [n, B, S, D] or None) -> the sums over all batches that metrics read
+    of the trained model, for all points."""
 
-    def program(params, batches):
-        return sums_of_trained(shape, metrics, params, batches)
+    def program(params, batches, full):
+        return sums_of_trained(shape, metrics, params, batches, full)
 
     return Program(program, precision, computes=measurement("summing", shape, metrics, 1))
 

@@ -16,6 +16,7 @@ PROVENANCE = (
     "device_kind",
     "dtype",
     "matmul_precision",
+    "answer_temperature",
     "packing",
     "train_step",
     "evaluation_digest",

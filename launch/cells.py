@@ -355,7 +355,7 @@ def _examinations(
     """One cell for each member, but for those trained under a mask and for shapes that have nothing to examine."""
     evaluation, open_count = _counted(study, decided)
     # What it measures does not depend on the metrics of the curves: another list of them is no other cell.
-    evaluation = dataclasses.replace(evaluation, metrics=("loss",))
+    evaluation = dataclasses.replace(evaluation, metrics=("loss",), temperature=0.0)
     for replica in range(trained.real if trained.mask is None else 0):
         for examine, splits in examinations:
             count = min(examine.sequences or evaluation.sequences, evaluation.sequences)

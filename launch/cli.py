@@ -155,10 +155,12 @@ class Mask:
 class Samples:
     """Print what a trained member says, undegraded and at every severity, side by side.
 
-    Prompts are first halves of evaluation sequences; continuations are greedy. `wane report` shows them too.
+    Prompts are first halves of evaluation sequences; continuations are greedy, or drawn at a temperature with the
+    same noise at every severity. `wane report` shows them too.
 
-    Example:
+    Examples:
       wane samples runs/quickstart --member d48-L4-f96-s0 --method wanda --severities 0.3 0.6 --task L2 --task S
+      wane samples runs/quickstart --member d48-L4-f96-s0 --method rtn --severities 3 --temperature 0.7
     """
 
     directory: Directory
@@ -171,6 +173,7 @@ class Samples:
         UseAppendAction,
     ] = ()
     prompts: Annotated[int, arg(help="of each task")] = 1
+    temperature: Annotated[float, arg(help="0: the most likely tokens")] = 0.0
     settings: Settings = ()
     calibration: Calibration = "same"
     draw: Draw = 0

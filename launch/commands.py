@@ -68,8 +68,9 @@ def execute(command: "cli.Command") -> None:
                 for severity in command.severities
             ]
             text = samples_in(
-                command.directory, command.member, asked, command.draw, command.task, command.prompts
-            )
+                command.directory, command.member, asked, command.draw, command.task, command.prompts,
+                command.temperature,
+            )  # fmt: skip
             console.print(text, highlight=False, markup=False, soft_wrap=True)
         case cli.List():
             if command.verbose:

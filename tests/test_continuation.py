@@ -15,7 +15,7 @@ from test_sweep import rows_of, splits_of, subject_of, value
 from wane.eval.metrics import continuation, saying
 from wane.eval.metrics.contract import Metric
 from wane.eval.metrics.view import Batch, View
-from wane.eval.samples import Sample, continuations, samples_section, samples_text, told
+from wane.eval.samples import Sample, behind, continuations, samples_section, samples_text, told
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.corrupt import Corruption
 from wane.scaling.edit import Edit, merge
@@ -187,6 +187,22 @@ def test_samples_are_the_greedy_continuations_of_every_severity():
     for prompts, length, words in ((TOKENS[:0], 4, "prompts_BP has the shape"), (TOKENS, 0, "length = 0")):
         with pytest.raises(ValueError, match=words):
             continuations(SHAPE, params, edits, prompts, length)
+
+
+def test_samples_at_a_temperature_are_the_continuations_of_that_temperature():
+    params = drawn()
+    edits = {0.5: shaken(params, ("q", "v", "up")), 0.6: shaken(params, ())}
+    said, _ = heard(params, edits[0.5])
+    known = None
+    for u, temperature in enumerate(continuation.TEMPERATURES):
+        samples = continuations(SHAPE, params, edits, TOKENS[:2, :P], C, temperature=temperature)
+        for name in continuation.MODELS:
+            tokens = said[name].tokens_UBC[u, :2].tolist()
+            assert [list(getattr(sample, name)) for sample in samples[::2]] == tokens
+        known = known or behind._cache_size()
+    assert behind._cache_size() == known  # it is an argument
+    with pytest.raises(ValueError, match="temperature = -1: must be 0 or more"):
+        continuations(SHAPE, params, edits, TOKENS[:2, :P], C, temperature=-1)
 
 
 def test_samples_side_by_side():

@@ -10,7 +10,7 @@ from degrade_cases import SHAPES, tokens, trained
 from test_sweep import SHAPE as GRADED
 from test_sweep import rows_of, splits_of, subject_of, value
 
-from wane.eval.metrics import generation
+from wane.eval.metrics import factorial, generation
 from wane.eval.metrics.view import Batch, View
 from wane.eval.study import Degrade, Evaluation, Study
 from wane.scaling.corrupt import Corruption
@@ -122,7 +122,7 @@ def test_answers_are_said_behind_the_truth_and_what_was_said_of_them():
     np.testing.assert_array_equal(found[scored_BS], expected[scored_BS])
     forced = np.asarray(view.logits_BSV).argmax(-1)
     assert (forced != expected)[scored_BS].any()  # hearing itself makes a difference here
-    total, count = generation.per_sequence(generation.hit)(view)
+    total, count = factorial.measure(factorial.Cell("vocabulary", "itself", whole=False))(view)
     targets = np.asarray(tokens_BT)[:, 1:]
     np.testing.assert_array_equal(total, ((expected == targets) & scored_BS).sum(1))
     np.testing.assert_array_equal(count, scored_BS.sum(1))
@@ -131,7 +131,7 @@ def test_answers_are_said_behind_the_truth_and_what_was_said_of_them():
 def test_whole_answers_against_loops():
     rng = np.random.default_rng(1)
     right, scored = rng.random((50, 12)) < 0.8, rng.random((50, 12)) < 0.6
-    total, count = generation.whole_answers(jnp.asarray(right), jnp.asarray(scored))
+    total, count = factorial.whole_answers(jnp.asarray(right), jnp.asarray(scored))
     for b in range(50):
         runs = "".join("x" if s else " " for s in scored[b]).split()
         hits = iter(right[b][scored[b]])

@@ -140,11 +140,12 @@ def sweep_programs():
         for instrument in INSTRUMENTS if name == "random_weights" else ():
             measure = sweep.measuring(shape, chosen(("loss", instrument)), "highest", 2)
             summing = sweep.summing(shape, chosen(("loss", instrument)), "highest").jitted
-            sums = jax.eval_shape(summing, params, batches)
+            full = jax.ShapeDtypeStruct(stream.shape[1:], jnp.float32)
+            sums = jax.eval_shape(summing, params, batches, full)
             programs[f"2 points measured by {instrument}"] = (
                 measure.jitted, params, edits, batches, stream, sums
             )  # fmt: skip
-            programs[f"sums for {instrument}"] = (summing, params, batches)
+            programs[f"sums for {instrument}"] = (summing, params, batches, full)
     return programs
 
 

@@ -93,7 +93,14 @@ def test_samples_are_recorded_for_the_report(directory):
         (first, "0"), (second, "0"), (first, "1")
     ]  # fmt: skip
     assert [e["tasks"]["S"][0]["severity"] for e in recorded] == [1.0, 0.5, 1.0]
-    shown = samples_section(read_json(directory / "samples.json"))
+    asked = [Degrade(method="random_weights", severities=(0.5,))]
+    cold = read_json(directory / "samples.json")
+    samples_in(directory, second, asked, 0, ("S",), 1, temperature=2.0)
+    hot = read_json(directory / "samples.json")
+    (added,) = hot.keys() - cold.keys()  # beside the greedy ones
+    assert added.endswith("draw 0, temperature 2")
+    assert hot[added]["tasks"]["S"] != cold[added.removesuffix(", temperature 2")]["tasks"]["S"]
+    shown = samples_section(cold)
     assert shown.count("<table>") == 3
     assert all(f"{e['member']} · random_weights" in shown for e in recorded)
 
@@ -102,6 +109,8 @@ def test_samples_refuse_what_is_not_there_in_one_line(directory):
     asked = [Degrade(method="magnitude_weights", severities=(0.5,))]
     with pytest.raises(ValueError, match="--task = K: not of this study; choose from L1, S"):
         samples_in(directory, ids(directory)[0], asked, 0, ("K",), 1)
+    with pytest.raises(ValueError, match="--temperature = -1: must be 0"):
+        samples_in(directory, ids(directory)[0], asked, 0, ("S",), 1, temperature=-1)
     with pytest.raises(ValueError, match="--severities: must be at least one"):
         samples_in(directory, ids(directory)[0], [], 0, (), 1)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_sweep import SHAPE, rows_of, splits_of, subject_of, value
 
-from wane.eval.measure import Batches, measure
-from wane.eval.metrics import INSTRUMENTS, METRICS
-from wane.eval.metrics.resolution import KEPT, SHARES, TEMPERATURES, every_so_often
+from wane.eval.measure import Batches, measure, sums_of_trained
+from wane.eval.metrics import INSTRUMENTS, METRICS, resolution
+from wane.eval.metrics.resolution import FAMILIES, KEPT, SHARES, TEMPERATURES, every_so_often
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import Edit
@@ -20,7 +20,6 @@ from wane.train.data import Data, open_data
 
 NAMES = tuple(metric.name for metric in INSTRUMENTS["resolution"])
 EVALUATION = Evaluation(sequences=3, batch=4, metrics=("loss", "resolution"))
-FAMILIES = ("temperature", "uniform", "mean", "truncation")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def softmax(logits):
     return p / p.sum(-1, keepdims=True)
 
 
-def coarser(p, mean):
+def coarser(p, unigram, bigram):
     """family -> every q of one token."""
     order = np.argsort(-p, kind="stable")
     truncated = []
@@ -46,7 +45,8 @@ def coarser(p, mean):
     return {
         "temperature": [p ** (1 / T) / (p ** (1 / T)).sum() for T in TEMPERATURES],
         "uniform": [(1 - a) * p + a / len(p) for a in SHARES],
-        "mean": [(1 - a) * p + a * mean for a in SHARES],
+        "unigram": [(1 - a) * p + a * unigram for a in SHARES],
+        "bigram": [(1 - a) * p + a * bigram for a in SHARES],
         "truncation": truncated,
     }
 
@@ -55,17 +55,24 @@ def kl(p, q):
     return sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
+def ngrams(p_NSV, tokens_NT):
+    """Mean predictions: of all tokens, and by the token that they are made behind."""
+    behind = {}
+    for n, s in np.ndindex(p_NSV.shape[:2]):
+        behind.setdefault(tokens_NT[n, s], []).append(p_NSV[n, s])
+    return p_NSV.mean(axis=(0, 1)), {token: np.mean(ps, axis=0) for token, ps in behind.items()}
+
+
 def explained(full, degraded, tokens_NT):
     """(metric -> value, the best temperature) of logits [N, S, V] of both models."""
     p_NSV, d_NSV, total = softmax(full), softmax(degraded), 0.0
-    sums = {"temperature": 0, "uniform": 0, "mean": 0, "truncation": 0}
+    sums = dict.fromkeys(FAMILIES, 0)
+    unigram, bigram = ngrams(p_NSV, tokens_NT)
     for n, tokens in enumerate(tokens_NT):
         S = len(tokens) - 1
-        places = [(tokens.sum() + 11 * i) % S for i in range(S // 11)]
-        mean = p_NSV[n, places].mean(axis=0)
-        for s in places[::2]:
+        for s in [(tokens.sum() + 29 * i) % S for i in range(max(1, S // 29))]:
             total += kl(p_NSV[n, s], d_NSV[n, s])
-            for family, qs in coarser(p_NSV[n, s], mean).items():
+            for family, qs in coarser(p_NSV[n, s], unigram, bigram[tokens[s]]).items():
                 sums[family] = sums[family] + np.array([kl(q, d_NSV[n, s]) for q in qs])
     best = {family: min(total, s.min()) for family, s in sums.items()}
     best["coarsening"] = min(best.values())
@@ -113,14 +120,23 @@ def measured(splits, params, shape, logits_of, batch=4):
     """metric -> value where the degraded logits are logits_of(the undegraded ones): the degraded state is the
     undegraded one times a factor, through an unembedding without a norm."""
     batches = Batches.of(splits.evaluation, batch)
+    full = jax.lax.map(lambda b: apply(params, b.tokens[:, :-1], shape).x_BSD, batches)
+    return of_states(shape, params, batches, full, logits_of(full))
+
+
+def of_states(shape, params, batches, full, degraded):
+    """metric -> value where these are the states [n, B, S, D] behind the last block."""
 
     def run(batch, index):
-        x_BSD = apply(params, batch.tokens_BT[:, :-1], shape).x_BSD
-        return {"x_BSD": logits_of(x_BSD), "stream": x_BSD[None]}
+        return {"x_BSD": degraded[index], "stream": full[index][None]}
 
     names = ("loss", *(n for n in NAMES if hasattr(METRICS[n], "gather")))
-    out = jax.jit(lambda: measure(shape, names, params, Edit(), run, batches, ()))()
-    return dict(zip(names[1:], np.asarray(out.values).tolist(), strict=True))
+
+    def program():
+        sums = sums_of_trained(shape, names, params, batches, full)
+        return measure(shape, names, params, Edit(), run, batches, sums)
+
+    return dict(zip(names[1:], np.asarray(jax.jit(program)().values).tolist(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +166,43 @@ def test_a_model_that_knows_nothing_is_explained_by_the_uniform(splits, linear):
     assert found["resolution_temperature"] == TEMPERATURES[-1]
 
 
+@pytest.mark.parametrize(("family", "other"), [("unigram", "bigram"), ("bigram", "unigram")])
+def test_a_mixture_with_the_models_own_ngrams_is_explained_by_them(splits, family, other):
+    """States that are logits: an unembedding that changes nothing."""
+    shape, batches = dataclasses.replace(SHAPE, norm="none", d_model=512), Batches.of(splits.evaluation, 4)
+    rng, tokens_NT = np.random.default_rng(0), splits.evaluation.tokens_NT
+    full = rng.normal(0, 2, (512, 512))[tokens_NT[:, :-1]] + rng.normal(0, 2, (*tokens_NT[:, 1:].shape, 512))
+    p_NSV = softmax(full)
+    unigram, bigram = ngrams(p_NSV, tokens_NT)
+    own = {
+        "unigram": np.broadcast_to(unigram, p_NSV.shape),
+        "bigram": np.array([[bigram[token] for token in row] for row in tokens_NT[:, :-1]]),
+    }
+    degraded = np.log((1 - SHARES[3]) * p_NSV + SHARES[3] * own[family])
+    place = np.arange(batches.counted.size).reshape(batches.counted.shape) % len(tokens_NT)
+    states = (jnp.asarray((z / shape.logit_scale)[place], jnp.float32) for z in (full, degraded))
+    found = of_states(shape, {"unembed": jnp.eye(512)}, batches, *states)
+    assert found[f"explained_by_{family}"] == pytest.approx(1, abs=1e-3)
+    assert found["explained_by_coarsening"] == pytest.approx(1, abs=1e-3)
+    assert found[f"explained_by_{other}"] < 0.9
+
+
+def test_tokens_of_a_large_vocabulary_share_rows(monkeypatch):
+    monkeypatch.setattr(resolution, "CURRENT", 4)
+    tokens_BT = jnp.asarray([[0, 4, 1, 9, 3]])
+    view = SimpleNamespace(
+        shape=SimpleNamespace(vocab=10), batch=SimpleNamespace(tokens_BT=tokens_BT),
+        full_BSV=jnp.zeros((1, 4, 10)), weight_BS=jnp.ones((1, 4)),
+    )  # fmt: skip
+    total_CV, count_C = resolution.own_ngrams(view)
+    assert count_C.tolist() == [2, 2, 0, 0]
+    np.testing.assert_allclose(total_CV, np.outer(count_C, np.full(10, 0.1)), rtol=1e-6)
+
+
 def test_a_model_that_diverged_has_no_value(splits, linear):
     found = measured(splits, *linear, lambda x: x * jnp.nan)
     explanations = {name: number for name, number in found.items() if name != "calibration_error"}
-    assert len(explanations) == 6
+    assert len(explanations) == 7
     assert all(np.isnan(number) for number in explanations.values())
     assert np.isnan(found["calibration_error"])
 
@@ -165,11 +214,11 @@ def test_batches_make_no_difference(splits, linear):
 
 
 def test_places_are_spread_over_a_period():
-    tokens = np.random.default_rng(0).integers(0, 512, (400, 41))
+    tokens = np.random.default_rng(0).integers(0, 512, (400, 101))
     places = np.asarray(every_so_often(jnp.asarray(tokens)))
     assert places.shape == (400, 3)
-    assert (np.diff(places, axis=1) % 40 == 11).all()
-    assert np.bincount(places.ravel(), minlength=40).min() > 12  # 30 each
+    assert (np.diff(places, axis=1) % 100 == 29).all()
+    assert np.bincount(places.ravel(), minlength=100).min() > 2  # 12 each
     assert every_so_often(jnp.asarray(tokens[:, :4])).shape == (400, 1)
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from itertools import combinations
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,7 @@ from test_sweep import SHAPE, rows_of, splits_of, subject_of
 
 from wane.eval.metrics import METRICS, agreement
 from wane.eval.metrics.view import Batch, View
-from wane.eval.stability import NO_ANSWER, beyond_chance, chains, hazard, kappa
-from wane.eval.stability import agreement as share
+from wane.eval.stability import chains, hazard
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import Edit, merge
@@ -27,58 +27,10 @@ from wane.train.data.vocabulary import KEY, KEYS, VALUE, VALUES
 FACTS = 12
 
 
-def test_agreement_of_readings_in_known_cases():
-    same = np.array([[1, 2, 3, 3]] * 5)
-    assert share(same) == kappa(same) == 1
-    assert np.isnan(kappa(np.full((3, 4), 7)))  # nobody could have said anything else
-    opposite = np.array([[0, 1, 0, 1], [1, 0, 1, 0]])
-    assert share(opposite) == 0
-    assert kappa(opposite) == -1
-    two_of_three = np.array([[0, 1], [0, 1], [1, 0]])
-    assert share(two_of_three) == pytest.approx(1 / 3)
-    random = np.random.default_rng(0).integers(0, 4, (6, 20_000))
-    assert share(random) == pytest.approx(1 / 4, abs=0.01)
-    assert kappa(random) == pytest.approx(0, abs=0.01)
-
-
-def test_kappa_of_a_known_table():
-    """The worked example of textbooks: 14 readings of 10 items, agreement .378, kappa .210."""
-    counts_MV = [
-        [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
-        [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
-    ]  # fmt: skip
-    answers_RM = np.array([np.repeat(np.arange(5), row) for row in counts_MV]).T
-    assert share(answers_RM) == pytest.approx(0.378, abs=5e-4)
-    assert kappa(answers_RM) == pytest.approx(0.210, abs=5e-4)
-
-
-def test_agreement_against_loops_over_pairs():
-    answers_RM = np.random.default_rng(1).integers(NO_ANSWER, 3, (5, 200))
-    told = []
-    for item in answers_RM.T:
-        pairs = list(combinations([a for a in item if a != NO_ANSWER], 2))
-        told += [np.mean([a == b for a, b in pairs])] if pairs else []
-    assert len(told) < 200  # some were asked once or never
-    assert share(answers_RM) == pytest.approx(np.mean(told))
-
-
-def test_one_reading_and_scores_are_refused():
-    with pytest.raises(ValueError, match="no item has two; give more than one reading"):
-        share(np.array([[1, 2, 3]]))
-    with pytest.raises(ValueError, match=r"type float64: must be integers \[readings, items\]"):
-        kappa(np.ones((2, 3)))
-
-
-def test_chance_is_taken_off():
-    assert beyond_chance(0.6, 0.2) == pytest.approx(0.5)
-    assert beyond_chance(0.2, 0.2) == 0
-    assert np.isnan(beyond_chance(1.0, 1.0))
-
-
-def view_of(tokens_BT, scored_BS, values_B2, logits_BSV, counted_B=None):
+def view_of(tokens_BT, scored_BS, values_B2, logits_BSV):
     given = {
         "tokens_BT": tokens_BT, "scored_BS": scored_BS, "values_B2": values_B2,
-        "counted_B": np.ones(len(tokens_BT)) if counted_B is None else counted_B,
+        "counted_B": np.ones(len(tokens_BT)),
     }  # fmt: skip
     batch = Batch(**dict.fromkeys(Batch._fields) | {name: jnp.asarray(a) for name, a in given.items()})
     view = View(shape=SHAPE, params={}, degraded={}, edit=Edit(), batch=batch, x_BSD=None, stream=None)
@@ -155,21 +107,27 @@ def slow(tokens_BT, scored_BS, logits_BSV):
     return sums, counts
 
 
+def wordings(tokens_NT, scored_NS, values_N2, logits_NSV):
+    """Sums and counts [N, 2] of `agreement_of_wordings`."""
+    metric = METRICS["agreement_of_wordings"]
+    answer_NS, counted_NS = metric.measure(view_of(tokens_NT, scored_NS, values_N2, logits_NSV))
+    evaluation = SimpleNamespace(
+        tokens_NT=tokens_NT, scored_NS=scored_NS, tasks=(TASKS["S"], TASKS["K"]),
+        task_N=(values_N2[:, 0] == VALUE).astype(int),
+    )  # fmt: skip
+    return metric.over(np.where(counted_NS, answer_NS, np.nan), evaluation)
+
+
 def test_agreement_of_wordings_against_loops_over_pairs(facts):
     tokens_BT, scored_BS, values_B2 = facts
     rng = np.random.default_rng(0)
     logits_BSV = rng.normal(size=(*scored_BS.shape, 512))
     logits_BSV[..., VALUE : VALUE + 3] += 2  # few answers, or none would agree
     logits_BSV[..., :5] += 9  # no values
-    measured = METRICS["agreement_of_wordings"].measure(view_of(tokens_BT, scored_BS, values_B2, logits_BSV))
     expected = slow(tokens_BT, scored_BS, logits_BSV)
-    np.testing.assert_array_equal(measured, expected)
+    np.testing.assert_array_equal(wordings(tokens_BT, scored_BS, values_B2, logits_BSV), expected)
     assert (expected[1].sum(0) > 1000).all()
     assert (expected[0].sum(0) / expected[1].sum(0) > 0.05).all()
-    few = np.arange(len(tokens_BT)) < 20  # what fills the batch is no second question
-    view = view_of(tokens_BT, scored_BS, values_B2, logits_BSV, counted_B=few)
-    shorter = slow(tokens_BT, scored_BS & (few | (tokens_BT[:, 0] != tokens_BT[-1, 0]))[:, None], logits_BSV)
-    np.testing.assert_array_equal(METRICS["agreement_of_wordings"].measure(view), shorter)
 
 
 def test_entities_of_neighbouring_keys_are_not_confused(facts):
@@ -180,7 +138,7 @@ def test_entities_of_neighbouring_keys_are_not_confused(facts):
     for b, s, entity, *_ in asked(tokens_BT, scored_BS):
         start = max(t for t in range(s) if is_key(tokens_BT[b, t]) and not is_key(tokens_BT[b, t - 1]))
         renamed_BT[b, start : start + 2] = KEY + entity, KEY
-    measured = METRICS["agreement_of_wordings"].measure(view_of(renamed_BT, scored_BS, values_B2, logits_BSV))
+    measured = wordings(renamed_BT, scored_BS, values_B2, logits_BSV)
     np.testing.assert_array_equal(measured, slow(tokens_BT, scored_BS, logits_BSV))
 
 
@@ -192,13 +150,10 @@ def test_who_knows_agrees_and_who_guesses_agrees_by_chance(facts):
     random = np.random.default_rng(0).normal(size=truth.shape)
     told = []
     for logits_BSV in (truth, constant, random):
-        total, count = METRICS["agreement_of_wordings"].measure(
-            view_of(tokens_BT, scored_BS, values_B2, logits_BSV)
-        )
+        total, count = wordings(tokens_BT, scored_BS, values_B2, logits_BSV)
         told.append(total.sum(0) / count.sum(0))
     (known, by_chance), constant, random = told
     assert known == 1
-    assert beyond_chance(float(known), float(by_chance)) == 1
     assert by_chance < 0.2
     assert constant.tolist() == [1, 1]
     np.testing.assert_allclose(random, 1 / VALUES, atol=0.01)
@@ -208,7 +163,7 @@ def test_an_answer_that_is_not_a_number_agrees_with_nothing(facts):
     tokens_BT, scored_BS, values_B2 = facts
     logits_BSV = np.zeros((*scored_BS.shape, 512))
     logits_BSV[10] = np.nan
-    total, _ = METRICS["agreement_of_wordings"].measure(view_of(tokens_BT, scored_BS, values_B2, logits_BSV))
+    total, _ = wordings(tokens_BT, scored_BS, values_B2, logits_BSV)
     assert np.isnan(total[10]).all()
     assert np.isfinite(total[11]).all()
 
@@ -228,10 +183,14 @@ def test_rows_tell_temperatures_and_wordings():
     assert {(row["chance"], row["ceiling"]) for row in samples} == {(1 / VALUES, 1.0)}
     values = [row["value"] for row in samples]
     assert values == sorted(values, reverse=True)  # the warmer, the less two samples agree
-    wordings = [row for row in rows if row["metric"] == "agreement_of_wordings"]
-    assert {(row["task"], row["part"]) for row in wordings} == {
+    of_wordings = [row for row in rows if row["metric"] == "agreement_of_wordings"]
+    assert {(row["task"], row["part"]) for row in of_wordings} == {
         (task, part) for task in ("all", "K") for part in agreement.PARTS
     }
+    found = subject.splits.evaluation  # of 3 sequences, in batches of another number
+    counts = slow(found.tokens_NT, found.scored_NS, np.zeros((*found.scored_NS.shape, 512)))[1].sum(axis=0)
+    for part, count in zip(agreement.PARTS, counts, strict=True):
+        assert {row["count"] for row in of_wordings if row["part"] == part} == {count}
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +236,8 @@ def test_agreement_of_draws_against_loops_over_pairs(drawn):
                 assert told[r, part]["value"] == pytest.approx(np.mean(expected), rel=1e-12)
                 assert told[r, part]["count"] == answers_RM.shape[1]
         mean = np.mean([told[r, "same item"]["value"] for r in range(3)])
-        assert mean == pytest.approx(share(answers_RM), rel=1e-12)
+        pairs = [np.mean(answers_RM[q] == answers_RM[r]) for q, r in combinations(range(3), 2)]
+        assert mean == pytest.approx(np.mean(pairs), rel=1e-12)
         assert 0 < told[0, "same item"]["value"] < 1
 
 

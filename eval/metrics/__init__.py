@@ -12,6 +12,7 @@ from wane.eval.metrics import (
     crossing,
     deployment,
     deviation_steps,
+    factorial,
     generation,
     loss,
     option_space,
@@ -42,7 +43,8 @@ INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "overlap": overlap.METRICS,
     "attention": attention.METRICS,
     "deployment": deployment.METRICS,
-    "generation": (*generation.METRICS, *compliance.METRICS, *topic.METRICS),
+    "generation": (*factorial.OF_VOCABULARY, *generation.METRICS, *compliance.METRICS, *topic.METRICS),
+    "factorial": factorial.METRICS,
     "retrieval": retrieval.METRICS,
     "agreement": agreement.METRICS,
     "truth": truth.METRICS,
@@ -58,7 +60,8 @@ OURS = tuple(METRICS.values())  # what a name of theirs means follows from the c
 COSTS = {
     "answers": 0.04, "resolution": 0.08, "probes": 0.01, "structure": 0.05, "signal": 0.04, "representation": 0.27,
     "options": 0.07, "overlap": 0.12, "attention": 0.1, "generation": 30.0,
-    "retrieval": 0.01, "agreement": 0.04, "truth": 0.02, "copying": 0.15,
+    "factorial": 53.0,
+    "retrieval": 0.01, "agreement": 0.02, "truth": 0.02, "copying": 0.15,
     "continuation": 11.0, "crossing": 12.3, "ranks": 0.06,
 }  # fmt: skip
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)

@@ -2,25 +2,23 @@
 draws of a random degradation.
 
 Who always says the same agrees with himself.  So beside the agreement stands that of answers about other
-entities, or to other items, which is what agreement is by chance (`wane.eval.stability.beyond_chance`).  The stream
-asks for the same fact again in other rows; the pairs are those within a batch, fewer the more facts there
-are: a row's count tells how many.
+entities, or to other items, which is what agreement is by chance: (agreement - chance) / (1 - chance) is what is
+beyond it, Fleiss' kappa (1971, Psychol. Bull. 76, 378).  The stream asks for the same fact again in other rows; the
+pairs are those of the evaluation set, fewer the more facts there are: a row's count tells how many.
 """
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from wane.eval.metrics.answers import among_values, first_of_cut, has_values
-from wane.eval.metrics.contract import DrawMetric, Place, SequenceMetric, per_sequence
-from wane.eval.metrics.largest import choice
-from wane.eval.metrics.task_rows import is_task
+from wane.eval.metrics.answers import among_values, has_values, preferred
+from wane.eval.metrics.contract import DrawMetric, Place, SequenceMetric, SetMetric, per_sequence
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
-from wane.train.data import Task
-from wane.train.data.graded_facts import ATTRIBUTE_WORD, ATTRIBUTES, TEMPLATES
+from wane.train.data import EvalSet, Task
+from wane.train.data.graded_facts import ATTRIBUTE_WORD, ATTRIBUTES
 from wane.train.data.options import values_of
-from wane.train.data.vocabulary import KEY, KEYS, VALUE, VALUES
+from wane.train.data.vocabulary import KEY, KEYS
 
 TEMPERATURES = (0.3, 0.5, 1.0, 1.5)
 ROOT = 3.0  # a whole multiple of each
@@ -57,71 +55,50 @@ def sample_bounds(task: Task) -> tuple[float | None, float | None]:
     return (1 / values, 1.0) if values else (None, None)
 
 
-def questions(view: View) -> tuple[Array, Array, Array, Array]:
-    """Which entity (by the two keys that are its own), attribute and template every token of task K asks
-    about, int [B, S], and whether it does.  A name begins where a key stands behind what is none."""
-    tokens_BS = view.batch.tokens_BT[:, :-1]
-    key_BS = (tokens_BS >= KEY) & (tokens_BS < KEY + KEYS)
-    begins_BS = key_BS & ~jnp.pad(key_BS[:, :-1], ((0, 0), (1, 0)))
-    start_BS = lax.cummax(jnp.where(begins_BS, jnp.arange(tokens_BS.shape[1]), 0), axis=1)
-    first_BS, second_BS = (
-        jnp.take_along_axis(tokens_BS, start_BS + i, axis=1, mode="clip") - KEY for i in (0, 1)
+def questions(tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which entity (by the two keys that are its own), attribute and template every token asks about in a row of
+    task K, int [N, S].  A name begins where a key stands behind what is none."""
+    tokens_NS = tokens_NT[:, :-1].astype(np.int64)
+    key_NS = (tokens_NS >= KEY) & (tokens_NS < KEY + KEYS)
+    begins_NS = key_NS & ~np.pad(key_NS[:, :-1], ((0, 0), (1, 0)))
+    start_NS = np.maximum.accumulate(np.where(begins_NS, np.arange(tokens_NS.shape[1]), 0), axis=1)
+    last = tokens_NS.shape[1] - 1
+    first_NS, second_NS = (
+        np.take_along_axis(tokens_NS, np.minimum(start_NS + i, last), axis=1) - KEY for i in (0, 1)
     )
-    template_BS, attribute_BS = jnp.divmod(tokens_BS - ATTRIBUTE_WORD, ATTRIBUTES)
-    return (
-        first_BS * KEYS + second_BS,
-        attribute_BS,
-        template_BS,
-        view.scored_BS & is_task(view, "K")[:, None],
-    )
+    template_NS, attribute_NS = np.divmod(tokens_NS - ATTRIBUTE_WORD, ATTRIBUTES)
+    return first_NS * KEYS + second_NS, attribute_NS, template_NS
 
 
-def as_many(key_Q: Array, asked_Q: Array) -> Array:
-    """How many questions have the key of each, itself included [Q].  By sorting: all pairs of a batch would
-    cost more than the model.  Keys are not negative."""
-    key_Q = jnp.where(asked_Q, key_Q, -1)
-    ordered_Q = jnp.sort(key_Q)
-    first_Q, end_Q = (jnp.searchsorted(ordered_Q, key_Q, side=side) for side in ("left", "right"))
-    return end_Q - first_Q
+def as_many(*parts_Q: np.ndarray) -> np.ndarray:
+    """How many questions have the same parts as each, itself included [Q]."""
+    _, which_Q, count = np.unique(np.stack(parts_Q), axis=1, return_inverse=True, return_counts=True)
+    return count[which_Q.ravel()]
 
 
-def of_wordings(view: View) -> tuple[Array, Array]:
-    """Sums and counts [B, 2], 2 as PARTS, over pairs of a row's questions with questions of the batch about
+def over_wordings(answer_NS: np.ndarray, evaluation: EvalSet) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts [N, 2], 2 as PARTS, over pairs of a row's questions with questions of the evaluation set on
     the same attribute in the words of another template: is the same value the most likely one?"""
-    asked = questions(view)
-    none = jnp.zeros((len(asked[-1]), len(PARTS)))
-    return lax.cond(asked[-1].any(), lambda: _of_wordings(view, *asked), lambda: (none, none))
+    of_facts = np.array([task.name == "K" for task in evaluation.tasks])
+    asked_NS = evaluation.scored_NS & of_facts[evaluation.task_N][:, None]
+    entity_Q, attribute_Q, template_Q = (part_NS[asked_NS] for part_NS in questions(evaluation.tokens_NT))
+    answer_Q = answer_NS[asked_NS]
 
-
-def _of_wordings(
-    view: View, entity_BS: Array, attribute_BS: Array, template_BS: Array, asked_BS: Array
-) -> tuple[Array, Array]:
-    """`of_wordings` of a batch that holds questions: sorting costs more than a block, and few batches hold any."""
-    asked = entity_BS, attribute_BS, template_BS, asked_BS
-    entity_Q, attribute_Q, template_Q, asked_Q = (a.ravel() for a in asked)
-    answer_Q = (first_of_cut(view) + choice(among_values(view)) - VALUE).ravel()
-
-    def partners(*same: tuple[Array, int]) -> Array:
+    def partners(*same_Q: np.ndarray) -> np.ndarray:
         """How many questions of another template agree with each in the attribute and in these [Q]."""
-        key_Q = attribute_Q
-        for part_Q, size in same:
-            key_Q = key_Q * size + part_Q
-        return as_many(key_Q, asked_Q) - as_many(key_Q * TEMPLATES + template_Q, asked_Q)
+        return as_many(attribute_Q, *same_Q) - as_many(attribute_Q, template_Q, *same_Q)
 
-    entity, answer = (entity_Q, KEYS * KEYS), (answer_Q, VALUES)
-    fact_Q, attribute_only_Q = partners(entity), partners()
-    alike_Q, alike_only_Q = partners(entity, answer), partners(answer)
-    pairs_Q2 = jnp.stack([fact_Q, attribute_only_Q - fact_Q], axis=-1)
-    agree_Q2 = jnp.stack([alike_Q, alike_only_Q - alike_Q], axis=-1)
-    B, S = view.scored_BS.shape
-    # not a number is no answer, but all of them would agree
-    lost_Q = jnp.isnan(view.nll_BS).ravel()
-    agree_Q2 = jnp.where(lost_Q[:, None], jnp.nan, agree_Q2)
-    counts, sums = (
-        jnp.where(asked_Q[:, None], of_Q2, 0).reshape(B, S, len(PARTS)).sum(axis=1)
-        for of_Q2 in (pairs_Q2, agree_Q2)
-    )
-    return sums, counts.astype(jnp.float32)
+    fact_Q, alike_Q = partners(entity_Q), partners(entity_Q, answer_Q)
+    pairs_Q2 = np.stack([fact_Q, partners() - fact_Q], axis=-1)
+    agree_Q2 = np.stack([alike_Q, partners(answer_Q) - alike_Q], axis=-1).astype(float)
+    agree_Q2[~np.isfinite(answer_Q)] = np.nan  # no answer, but all of them would agree
+
+    def of_rows(value_Q2: np.ndarray) -> np.ndarray:
+        value_NS2 = np.zeros((*asked_NS.shape, len(PARTS)))
+        value_NS2[asked_NS] = value_Q2
+        return value_NS2.sum(axis=1)
+
+    return of_rows(agree_Q2), of_rows(pairs_Q2)
 
 
 def wording_places(shape: Shape) -> tuple[Place, ...]:
@@ -130,13 +107,13 @@ def wording_places(shape: Shape) -> tuple[Place, ...]:
 
 def answered(view: View) -> tuple[Array, Array]:
     """The token that is the most likely one of the task's values [B, S]."""
-    answer_BS = first_of_cut(view) + choice(among_values(view))
+    answer_BS = preferred(view, "values")
     return jnp.where(jnp.isnan(view.nll_BS), NOT_A_NUMBER, answer_BS), has_values(view)
 
 
 def with_other_draws(mine_M: np.ndarray, others_RM: np.ndarray) -> tuple[float, float]:
     """The share of this draw's answers that another draw gives too, to the same item, and to one taken at
-    random: mean over the other draws, which over all draws is that over pairs (`stability.agreement`)."""
+    random: mean over the other draws, which over all draws is that over pairs of draws."""
     if not (np.isfinite(mine_M).all() and np.isfinite(others_RM).all()):
         return float("nan"), float("nan")
     values = np.unique([mine_M, *others_RM])
@@ -159,14 +136,16 @@ METRICS = (
         measure=of_samples,
         bounds=sample_bounds,
     ),
-    SequenceMetric(
+    SetMetric(
         name="agreement_of_wordings",
+        version=2,
         unit="fraction",
-        meaning="share of pairs of questions in a batch, in words of two templates, that are answered alike:"
-        " about the same fact, and about the same attribute of another entity (task K)",
+        meaning="share of pairs of questions, in words of two templates, that are answered alike: about the same"
+        " fact, and about the same attribute of another entity (task K)",
         better="neither",
         places=wording_places,
-        measure=of_wordings,
+        measure=answered,
+        over=over_wordings,
     ),
     DrawMetric(
         name="agreement_of_draws",

@@ -4,6 +4,9 @@ The readouts differ only in what the answer competes with: every token, the valu
 foil.  Items are the same, so what they differ in is that competition.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -23,30 +26,41 @@ def logit_of(logits_BSV: Array, token_BS: Array) -> Array:
     return jnp.take_along_axis(logits_BSV, jnp.maximum(token_BS, 0)[..., None], axis=-1)[..., 0]
 
 
-def first_of_cut(view: View) -> Array:
-    """The token that `among_values` begins with, int [B, 1]."""
-    V = view.logits_BSV.shape[-1]
-    return jnp.minimum(view.batch.values_B2[:, :1], V - min(MOST_VALUES, V))
+def cut_to_values(logits_BSV: Array, values_B2: Array) -> tuple[Array, Array]:
+    """The logits of the task's values, -inf for other tokens [B, S, M], and the token that these M begin with
+    [B, 1].  Without the rest of the vocabulary everything that is told of values costs a quarter."""
+    V = logits_BSV.shape[-1]
+    M = min(MOST_VALUES, V)
+    first_B1, count_B1 = jnp.split(values_B2, 2, axis=1)
+    start_B1 = jnp.minimum(first_B1, V - M)
+    cut = jax.vmap(lambda logits_SV, start: lax.dynamic_slice_in_dim(logits_SV, start, M, axis=1))
+    place_BM = start_B1 + jnp.arange(M) - first_B1
+    is_value_BM = (place_BM >= 0) & (place_BM < count_B1)
+    return jnp.where(is_value_BM[:, None], cut(logits_BSV, start_B1[:, 0]), -jnp.inf), start_B1
 
 
 def among_values(view: View) -> Array:
-    """The logits of the task's values, -inf for other tokens [B, S, M]: those of M tokens from `first_of_cut` on.
-    Without the rest of the vocabulary everything that is told of values costs a quarter."""
-    M, start_B1 = min(MOST_VALUES, view.logits_BSV.shape[-1]), first_of_cut(view)
-    cut = jax.vmap(lambda logits_SV, start: lax.dynamic_slice_in_dim(logits_SV, start, M, axis=1))
-    first_B1, count_B1 = jnp.split(view.batch.values_B2, 2, axis=1)
-    place_BM = start_B1 + jnp.arange(M) - first_B1
-    is_value_BM = (place_BM >= 0) & (place_BM < count_B1)
-    return jnp.where(is_value_BM[:, None], cut(view.logits_BSV, start_B1[:, 0]), -jnp.inf)
+    return cut_to_values(view.logits_BSV, view.batch.values_B2)[0]
 
 
 def has_values(view: View) -> Array:
     return view.scored_BS & (view.batch.values_B2[:, 1:] > 0)
 
 
-def hit_of_values(view: View) -> tuple[Array, Array]:
-    hit_BS = first_of_cut(view) + choice(among_values(view)) == view.targets_BS
-    return hit_BS.astype(jnp.float32), has_values(view)
+def any_token(logits_BSV: Array, options_BSO: Array, values_B2: Array) -> Array:
+    return choice(logits_BSV)
+
+
+def best_value(logits_BSV: Array, options_BSO: Array, values_B2: Array) -> Array:
+    logits_BSM, start_B1 = cut_to_values(logits_BSV, values_B2)
+    return start_B1 + choice(logits_BSM)
+
+
+def best_option(logits_BSV: Array, options_BSO: Array, values_B2: Array) -> Array:
+    """-1 where there is none.  Options stand in random order: which of equal logits is taken favours none."""
+    logits_BSO = jnp.take_along_axis(logits_BSV, jnp.maximum(options_BSO, 0), axis=-1)
+    best_BS1 = jnp.argmax(jnp.where(options_BSO < 0, -jnp.inf, logits_BSO), axis=-1)[..., None]
+    return jnp.take_along_axis(options_BSO, best_BS1, axis=-1)[..., 0]
 
 
 def among_options(view: View) -> Array:
@@ -55,13 +69,6 @@ def among_options(view: View) -> Array:
     logits_BSO = jnp.take_along_axis(view.logits_BSV, jnp.maximum(options_BSO, 0), axis=-1)
     none = jnp.where(has_values(view), -jnp.inf, 0.0)[..., None]
     return jnp.where(options_BSO < 0, none, logits_BSO)
-
-
-def hit_of_options(view: View) -> tuple[Array, Array]:
-    """Options stand in random order, so that which of equal logits is taken favours none."""
-    best_BS1 = jnp.argmax(among_options(view), axis=-1)[..., None]
-    said_BS = jnp.take_along_axis(view.batch.options_BSO, best_BS1, axis=-1)[..., 0]
-    return (said_BS == view.targets_BS).astype(jnp.float32), has_values(view)
 
 
 def log_odds(view: View) -> tuple[Array, Array]:
@@ -106,13 +113,42 @@ def choice_bounds(task: Task) -> tuple[float | None, float | None]:
     return 1 / 2, certain(task)
 
 
+class Readout(NamedTuple):
+    """What an answer competes with.  best(logits [B, S, V], options [B, S, O], values [B, 2]) -> the token that is
+    preferred there [B, S]; counted: the tokens of a view that are answers of this kind; bounds: of one token."""
+
+    best: Callable[[Array, Array, Array], Array]
+    counted: Callable[[View], Array]
+    bounds: Callable[[Task], tuple[float | None, float | None]]
+
+
+READOUTS = {
+    "options": Readout(best_option, has_values, option_bounds),
+    "values": Readout(best_value, has_values, task_bounds),
+    "vocabulary": Readout(any_token, lambda view: view.scored_BS, task_bounds),
+}
+
+
+def preferred(view: View, readout: str) -> Array:
+    """The token that one of READOUTS takes behind the true tokens, [B, S]."""
+    return READOUTS[readout].best(view.logits_BSV, view.batch.options_BSO, view.batch.values_B2)
+
+
+def hit_of(readout: str) -> Callable[[View], tuple[Array, Array]]:
+    def measure(view: View) -> tuple[Array, Array]:
+        hit_BS = preferred(view, readout) == view.targets_BS
+        return hit_BS.astype(jnp.float32), READOUTS[readout].counted(view)
+
+    return measure
+
+
 METRICS = (
     SequenceMetric(
         name="accuracy_of_values",
         unit="fraction",
         meaning="share of answers that are the most likely of the task's values",
         better="higher",
-        measure=per_sequence(hit_of_values),
+        measure=per_sequence(hit_of("values")),
         bounds=task_bounds,
     ),
     SequenceMetric(
@@ -121,7 +157,7 @@ METRICS = (
         unit="fraction",
         meaning="share of answers that are the most likely of 4 options, the foil among them where there is one",
         better="higher",
-        measure=per_sequence(hit_of_options),
+        measure=per_sequence(hit_of("options")),
         bounds=option_bounds,
     ),
     SequenceMetric(

@@ -3,8 +3,8 @@
 A metric is a small pure function inside the jitted evaluation.  Kinds differ in what they give back:
 `SequenceMetric` sums and counts of every sequence, which the host adds up in float64, per task too;
 `PerToken` a value for every token, which the host averages over groups of tokens (`TokenMetric`,
-`wane.eval.metrics.groups`) or compares with other draws (`DrawMetric`); `Statistic` values from sums over all
-batches, or from the weights alone.
+`wane.eval.metrics.groups`) or compares, with each other (`SetMetric`) or with other draws (`DrawMetric`);
+`Statistic` values from sums over all batches, or from the weights alone.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from wane.eval.metrics.view import View
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import Inner
 from wane.scaling.shape import Shape
-from wane.train.data import Task
+from wane.train.data import EvalSet, Task
 
 Sums = Any  # a pytree of arrays
 OfTokens = Callable[[View], tuple[Array, Array]]  # (value f32, counted bool), both [B, S]
@@ -74,11 +74,14 @@ class Metric:
 
     relative: compares with the undegraded model, so it means nothing for one that was trained under a mask.
     streams: reads the undegraded residual stream before every block, not only behind the last.  inside: what it
-    reads of each block's intermediates (`wane.scaling.model.block`), as arrays that hold no more than it needs: all
-    blocks must then run, and view.inside[inside] is that of all layers, [L, ...].  free_running: lets the model go
-    on by itself, token by token, which a corruption of whole input sequences does not allow.  usual: measured where
-    a study names no metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it
-    has no such thing.  Raise `version` when the numbers change.
+    reads of each block's intermediates (`wane.scaling.model.block`), as arrays that hold no more than it needs:
+    all blocks must then run, and view.inside[inside] is that of all layers, [L, ...].  known: what it reads of
+    the undegraded model on the whole evaluation set: known(view) of every batch, of which there are
+    `view.full_BSV` and the tokens, added up once for all points, is view.known[known]; it must say
+    relative=True.  free_running: lets the model go on by itself, token by token, which a corruption of whole
+    input sequences does not allow.  usual: measured where a study names no metrics.  bounds: its chance and
+    ceiling on a task, either None where nobody knows it; none: it has no such thing.  Raise `version` when the
+    numbers change.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Metric:
     relative: bool = False
     streams: bool = False
     inside: Callable[[Inner], Any] | None = None
+    known: Callable[[View], Sums] | None = None
     free_running: bool = False
     usual: bool = False
     bounds: Callable[[Task], tuple[float | None, float | None]] | None = None
@@ -119,6 +123,14 @@ class TokenMetric(PerToken):
     apart."""
 
     by: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SetMetric(PerToken):
+    """Rows compare tokens of the whole evaluation set with each other, whatever batches they are in:
+    over(value [N, S], nan where not counted, evaluation) -> (sums, counts), float64 [N, P] with P places."""
+
+    over: Callable[[np.ndarray, EvalSet], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,19 @@
 """Low-resolution inference: how much of a degraded model's KL a coarser version of the full model explains, and how
 well its confidence is calibrated.
 
-Four families make the full model's p coarser, each with one parameter that is the same for all tokens:
-temperature, p^(1/T); a mixture with the uniform distribution; a mixture with the mean prediction of the same
-sequence; truncation, which keeps the k most likely tokens and shares the rest evenly.  Explained is
+Five families make the full model's p coarser, each with one parameter that is the same for all tokens: temperature,
+p^(1/T); a mixture with the uniform distribution, with the full model's own unigram or with its own bigram;
+truncation, which keeps the k most likely tokens and shares the rest evenly.  Explained is
 1 - min KL(coarser || degraded) / KL(p || degraded), the minimum over a grid that holds p itself: never below 0.
 
-The mean prediction stands for unigram frequencies, which an evaluation does not hold; it is that of a sequence
-because that of a batch would depend on what else is in the batch.
+The unigram is the mean of the full model's predictions over all tokens of the evaluation set, the bigram their mean
+behind the same token.  Frequencies that the tokens themselves have would give most pairs no probability at all.
 
-Every STRIDE-th token is read, and every other of these is explained: 26 distributions of every token would cost as
-much as the model.
+Every STRIDE-th token is read: 32 distributions of every token would cost more than the model.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,12 @@ from wane.eval.metrics.largest import is_largest
 from wane.eval.metrics.view import View
 from wane.scaling.model import unembed
 
-STRIDE = 11  # prime: does not fall in step with items of a task, which are all of one length
+STRIDE = 29  # prime: does not fall in step with items of a task, which are all of one length
+CURRENT = 512  # rows of the bigram: of a larger vocabulary, tokens that leave the same remainder share one
 TEMPERATURES = tuple(2 ** (3 * i / 8) for i in range(9))  # 1..8
 SHARES = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the mixture's second part
 KEPT = (1, 2, 4, 8, 16, 64)
-FAMILIES = ("temperature", "uniform", "mean", "truncation")
+FAMILIES = ("temperature", "uniform", "unigram", "bigram", "truncation")
 ROUNDING = 1e-6  # nats per token: a smaller KL is that of f32 sums, and nothing is left to explain
 BINS = 15  # of confidence, equally wide (Guo et al. 2017)
 
@@ -43,19 +44,43 @@ def every_so_often(tokens_BT: Array) -> Array:
     return (tokens_BT.sum(axis=1, keepdims=True) + step) % S
 
 
+class Ngrams(NamedTuple):
+    """Sums over tokens of the full model's predictions behind each current token [C, V], and how many [C]."""
+
+    total_CV: Array
+    count_C: Array
+
+
+def current(tokens: Array, V: int) -> Array:
+    """The row of the bigram."""
+    return tokens % min(V, CURRENT)
+
+
+def own_ngrams(view: View) -> Ngrams:
+    V = view.shape.vocab
+    row_BS = current(view.batch.tokens_BT[:, :-1], V)
+    p_BSV = jax.nn.softmax(view.full_BSV, axis=-1) * view.weight_BS[..., None]
+    none_C = jnp.zeros(min(V, CURRENT))
+    total_CV = jnp.zeros((len(none_C), V)).at[row_BS].add(p_BSV)
+    return Ngrams(total_CV, none_C.at[row_BS].add(view.weight_BS))
+
+
 def coarsened(view: View) -> dict[str, Array]:
     """Sums over tokens: their number, KL(p || degraded), and for each family KL(q || degraded) of each q."""
-    place_Bs1 = every_so_often(view.batch.tokens_BT)[..., None]
+    place_Bs = every_so_often(view.batch.tokens_BT)
     # `logits_BSV` is there for the loss; the full model's are computed only where they are read.
-    full_BsV = unembed(view.params, jnp.take_along_axis(view.full_x_BSD, place_Bs1, axis=1), view.shape)
-    degraded_BsV = jnp.take_along_axis(view.logits_BSV, place_Bs1[:, ::2], axis=1)
-    mean_B1V = jax.nn.softmax(full_BsV, axis=-1).mean(axis=1, keepdims=True)
-    log_d, log_p = (jax.nn.log_softmax(logits, axis=-1) for logits in (degraded_BsV, full_BsV[:, ::2]))
-    p = jnp.exp(log_p)
+    full_BsV = unembed(
+        view.params, jnp.take_along_axis(view.full_x_BSD, place_Bs[..., None], axis=1), view.shape
+    )
+    degraded_BsV = jnp.take_along_axis(view.logits_BSV, place_Bs[..., None], axis=1)
+    log_d, log_p = (jax.nn.log_softmax(logits, axis=-1) for logits in (degraded_BsV, full_BsV))
+    p, ngrams = jnp.exp(log_p), view.known[own_ngrams]
+    row_Bs = current(jnp.take_along_axis(view.batch.tokens_BT, place_Bs, axis=1), p.shape[-1])
     by_family = {
         "temperature": jnp.stack([of_temperature(log_p, log_d, T) for T in TEMPERATURES[1:]]),
         "uniform": of_mixtures(p, jnp.full_like(p[:1, :1], 1 / p.shape[-1]), log_d),
-        "mean": of_mixtures(p, mean_B1V, log_d),
+        "unigram": of_mixtures(p, ngrams.total_CV.sum(axis=0) / ngrams.count_C.sum(), log_d),
+        "bigram": of_mixtures(p, ngrams.total_CV[row_Bs] / ngrams.count_C[row_Bs][..., None], log_d),
         "truncation": of_truncation(log_p, log_d),
     }
     weight_B1 = view.batch.counted_B[:, None]
@@ -147,15 +172,17 @@ def _explained(name: str, by: str, *families: str) -> Statistic:
         better="neither",
         relative=True,
         gather=coarsened,
+        known=own_ngrams,
         values=explained_by(*families),
-        version=2,
+        version=3,
     )
 
 
 METRICS = (
     _explained("explained_by_temperature", "the best temperature from 1 to 8", "temperature"),
     _explained("explained_by_uniform", "the best mixture with a uniform distribution", "uniform"),
-    _explained("explained_by_mean", "the best mixture with its sequence's mean prediction", "mean"),
+    _explained("explained_by_unigram", "the best mixture with its own unigram", "unigram"),
+    _explained("explained_by_bigram", "the best mixture with its own bigram", "bigram"),
     _explained("explained_by_truncation", "the best k of k tokens kept", "truncation"),
     _explained("explained_by_coarsening", "the best of temperature, mixtures and truncation", *FAMILIES),
     Statistic(
@@ -165,8 +192,9 @@ METRICS = (
         better="lower",
         relative=True,
         gather=coarsened,
+        known=own_ngrams,
         values=best_temperature,
-        version=2,
+        version=3,
     ),
     Statistic(
         name="calibration_error",

@@ -9,6 +9,7 @@ Letters: P tokens of the prompt, C of the continuation, U temperatures, R = U x 
 together.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -72,9 +73,9 @@ def say(
     length: int,
     shape: Shape,
     edit: Edit,
-    temperatures: tuple[float, ...],
+    temperatures: Array | Sequence[float],
 ) -> Said:
-    """`length` tokens behind the prompts at every temperature.  params: merged with the edit's."""
+    """`length` tokens behind the prompts at every temperature [U].  params: merged with the edit's."""
     (B, V), U = begun.logits_BV.shape, len(temperatures)
     temperature_U11 = jnp.asarray(temperatures, jnp.float32)[:, None, None]
 

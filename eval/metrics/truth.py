@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from wane.eval.metrics.answers import among_options, has_values, hit_of_options, option_bounds
+from wane.eval.metrics.answers import among_options, has_values, hit_of, option_bounds
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
 from wane.eval.metrics.largest import is_largest
 from wane.eval.metrics.view import View
@@ -60,7 +60,7 @@ METRICS = (
         unit="fraction",
         meaning="accuracy_of_options (MC1) at each difficulty of a graded task",
         better="higher",
-        measure=hit_of_options,
+        measure=hit_of("options"),
         by="level",
         bounds=option_bounds,
     ),

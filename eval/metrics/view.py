@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     forced choice, -1 where there is none; options: four that hold the answer, -1 for none; values: (first,
     count) of the tokens among which answers are, (0, 0) for text; bytes: UTF-8 bytes of each predicted token, 0
     where there are none; counted_B: f32, 0 for a sequence that only fills the last batch; direction_BSD: that of
-    noise on the embeddings or of an attack, where it is known."""
+    noise on the embeddings or of an attack, where it is known; temperature_B: of what is said, None for 0."""
 
     tokens_BT: Array
     scored_BS: Array
@@ -28,6 +28,7 @@ class Batch(NamedTuple):
     bytes_BS: Array
     counted_B: Array
     direction_BSD: Array | None = None
+    temperature_B: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +37,8 @@ class View:
     degraded blocks' intermediates, by the function that reads it (`Metric.inside`), [L, ...].  stream: the
     undegraded residual stream that enters every block and, last, that behind all of them [L + 1, B, S, D]; only the
     last where no metric reads the others, None where none reads any.  params, degraded: the trained parameters and
-    those under the edit."""
+    those under the edit.  known: sums over all batches that metrics read of the undegraded model, by the function
+    that gathers them (`Metric.known`)."""
 
     shape: Shape
     params: Params
@@ -46,6 +48,7 @@ class View:
     x_BSD: Array
     stream: Array | None
     inside: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
+    known: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def targets_BS(self) -> Array:

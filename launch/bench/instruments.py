@@ -24,7 +24,7 @@ from wane.train.data import Data, open_data
 
 Row = dict[str, Any]
 LOSS = ("loss",)
-GENERATION = ("generation", "continuation", "crossing")  # many forward passes by their nature
+GENERATION = ("generation", "factorial", "continuation", "crossing")  # many forward passes by their nature
 ALL = "all but generation"
 POINTS = 4
 DEPTHS = (4, 36)  # the widest and the deepest shape of the CPU tier

@@ -28,7 +28,7 @@ def some_entering(inner: Inner) -> Array:
 
 
 @once
-def _entering(view: View) -> Geometry:
+def entering(view: View) -> Geometry:
     """The degraded residual stream that enters every block against the undegraded one, at the sampled tokens,
     [L, B, n]."""
     return geometry(at_sampled(view.stream[:-1]), view.inside[some_entering])
@@ -42,15 +42,16 @@ def _updates(inner: Inner, end: Array) -> Array:
 
 
 @once
-def _alone(view: View) -> Geometry:
+def alone(view: View) -> tuple[Geometry, Array]:
     """Updates of each degraded block on the undegraded stream that enters it, against those of the trained block,
-    [L, 3, b, S].  They cost a forward pass of either model, but for what the stream tells of the trained one: few
-    sequences are looked at."""
+    and the latter's energy |f(x)|^2, all [L, 3, b, S].  They cost a forward pass of either model, but for what the
+    stream tells of the trained one: few sequences are looked at."""
 
-    def one(trained_l, degraded_l, edit_l, x_bSD, end_bSD) -> Geometry:
+    def one(trained_l, degraded_l, edit_l, x_bSD, end_bSD) -> tuple[Geometry, Array]:
         _, trained, _ = block(trained_l, x_bSD, view.shape)
         new_end_bSD, degraded, _ = block(degraded_l, x_bSD, view.shape, edit_l)
-        return geometry(_updates(trained, end_bSD), _updates(degraded, new_end_bSD))
+        before = _updates(trained, end_bSD)
+        return geometry(before, _updates(degraded, new_end_bSD)), jnp.sum(before * before, axis=-1)
 
     blocks, stream = (view.params["blocks"], view.degraded["blocks"]), view.stream[:, ::EVERY]
     # All layers at once: a loop over them would be of products too small to be worth their calls.
@@ -61,7 +62,7 @@ def by_layer(field: str) -> Callable[[View], tuple[Array, Array]]:
     """(sum, count) over the sampled tokens of one field of `Geometry`, [B, L]."""
 
     def measure(view: View) -> tuple[Array, Array]:
-        return summed(getattr(_entering(view), field))
+        return summed(getattr(entering(view), field))
 
     return measure
 
@@ -70,7 +71,7 @@ def by_part(field: str) -> Callable[[View], tuple[Array, Array]]:
     """(sum, count) over tokens of one field of `Geometry`, [B, 3 L]; count 0 where a sequence is not looked at."""
 
     def measure(view: View) -> tuple[Array, Array]:
-        value_LPbS = getattr(_alone(view), field)
+        value_LPbS = getattr(alone(view)[0], field)
         *_, b, S = value_LPbS.shape
         return of_few(value_LPbS.sum(axis=-1).reshape(-1, b), S, len(view.targets_BS))
 

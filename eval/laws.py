@@ -8,13 +8,21 @@ import pandas as pd
 from wane.eval import summary
 from wane.eval.accuracy_law import accuracy_laws, accuracy_text
 from wane.eval.curves import load_curves
-from wane.eval.relations import SLICE_LAW, Comparison, compare, slice_law
+from wane.eval.relations import SLICE_LAW, slice_law
+from wane.eval.selection import Comparison, Points, best_by, compare
 
 FEWEST = 4  # severities strictly between 0 and 1 of a curve that is fitted
+UNITS = ("fraction", "bits")
+NOISE = {"stream noise power": "stream_noise_to_signal", "block noise power": "block_noise_to_signal"}
 HEADERS = (
-    "curve", "shape", "relation", "parameters", "left out", "extrapolated", "next best", "by AICc",
-    f"{SLICE_LAW} misses", "slope",
+    "curve", "shape", "relation", "parameters", "left out", "extrapolated", "next best", "by AICc", "by seed",
+    "seed left out", f"{SLICE_LAW} misses", "slope", "stream NSR^b", "block NSR^b",
 )  # fmt: skip
+NOTE = (
+    "- left out, extrapolated, seed left out, misses: root mean square of ln(predicted / measured) at severities, "
+    "or of whole seeds, that the fit had not seen; NSR^b: exponent and, in brackets, what a power of the measured "
+    "noise to signal misses at left-out severities"
+)
 
 
 def laws_in(study: Path) -> str:
@@ -22,11 +30,11 @@ def laws_in(study: Path) -> str:
     loss is long enough, FileNotFoundError without curves.parquet."""
     frame = summary.prepare(load_curves(study / "curves.parquet"))
     points = summary.plain_curves(frame)
-    found = laws(points)
+    found = laws(points, summary.member_curves(frame))
     if found.empty:
         raise ValueError(
-            f"{study}: no curve of fractions has {FEWEST} severities between 0 and 1 that cost something; give its"
-            " degradations more severities"
+            f"{study}: no curve of fractions or bits has {FEWEST} severities between 0 and 1 that cost something;"
+            " give its degradations more severities"
         )
     of_accuracy = accuracy_laws(points, summary.undegraded(frame, "accuracy"))
     tables = [laws_text(found)] + ([] if of_accuracy.empty else [accuracy_text(of_accuracy)])
@@ -35,37 +43,82 @@ def laws_in(study: Path) -> str:
 
 def fractions(points: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Curve points (`summary.plain_curves`) on all sequences of methods whose severity is a fraction removed."""
-    chosen = (points["metric"] == metric) & (points["task"] == "all") & (points["setting_unit"] == "fraction")
+    return _of_unit(points, metric, ("fraction",))
+
+
+def _of_unit(points: pd.DataFrame, metric: str, units: tuple[str, ...]) -> pd.DataFrame:
+    chosen = (points["metric"] == metric) & (points["task"] == "all") & points["setting_unit"].isin(units)
     return points[chosen].sort_values("severity", kind="stable")
 
 
-def laws(points: pd.DataFrame) -> pd.DataFrame:
-    """For each curve and group: `relation`, the family whose fit of the mean excess loss predicts left-out
-    severities best, its `formula`, `parameters`, `left_out` and `extrapolated` (`relations.Comparison`),
-    `runner_up`, and `by_aicc`, the relation of the smallest criterion (None where no fit has one).  Of the slice
-    law `slice_misses`, its `left_out` with nothing fitted, and of ln PPL0 / ln PPL = 1 + slope s `slope` and
-    `slope_error`."""
-    losses = dict(list(fractions(points, "loss").groupby(["curve", "group"])))
+def laws(points: pd.DataFrame, members: pd.DataFrame | None = None) -> pd.DataFrame:
+    """For each curve and group: `relation`, the family to believe from what fits of the mean excess loss predict of
+    left-out severities (`selection.best_by`), its `formula`, `parameters`, `left_out` and `extrapolated`
+    (`selection.Comparison`), `runner_up`; `by_aicc`, the relation of the smallest criterion; `by_seed`, that to
+    believe from left-out members, and its `seed_left_out` (None and nan where there is none).  Of the slice law,
+    for fractions, `slice_misses`, its `left_out` with nothing fitted, and of ln PPL0 / ln PPL = 1 + slope s `slope`
+    and `slope_error`.  Of a power of noise to signal, where it was measured, its exponent by the names of NOISE,
+    and its `left_out` as `.. misses`.
+
+    points: of `summary.plain_curves`; members: of `summary.member_curves`.
+    """
+    keys = ["curve", "group"]
+    by_curve = dict(list(points[points["task"] == "all"].groupby(keys)))
+    by_member = {} if members is None else dict(list(members[members["task"] == "all"].groupby(keys)))
     rows = []
-    for (curve, group), part in fractions(points, "excess_loss").groupby(["curve", "group"]):
-        inside = part[(part["severity"] > 0) & (part["severity"] < 1) & (part["mean"] > 0)]
-        if len(inside) < FEWEST:
+    for (curve, group), part in by_curve.items():
+        mean = points_of(part)
+        if mean is None or len(mean.usable().severity) < FEWEST:
             continue
-        loss = losses[curve, group]
-        line = slice_law(loss["severity"], loss["mean"], intercept=1.0)
-        rivals = compare(inside["severity"], inside["mean"], undegraded=loss["mean"].iloc[0])
-        best, runner_up, *_ = rivals
-        least = min((rival.fit for rival in rivals), key=lambda fit: fit.aicc)
-        (sliced,) = (rival for rival in rivals if rival.fit.relation.name == SLICE_LAW)
-        rows.append(
-            {"curve": curve, "group": group, "relation": best.fit.relation.name}
-            | {"formula": best.fit.relation.source, "parameters": _parameters(best)}
-            | {"left_out": best.left_out, "extrapolated": best.extrapolated}
-            | {"runner_up": runner_up.fit.relation.name}
-            | {"by_aicc": least.relation.name if np.isfinite(least.aicc) else None}
-            | {"slice_misses": sliced.left_out, "slope": line.slope, "slope_error": line.slope_error}
-        )
+        alone = by_member[curve, group].groupby("member_id") if by_member else ()
+        single = [points_of(one) for _, one in alone]
+        told = _told(mean, [one for one in single if one is not None])
+        rows.append({"curve": curve, "group": group} | told)
     return pd.DataFrame(rows)
+
+
+def points_of(part: pd.DataFrame) -> Points | None:
+    """One curve of a table of curve points; None where it is of another unit or has no excess loss."""
+    excess = _of_unit(part, "excess_loss", UNITS)
+    if excess.empty:
+        return None
+    severity = excess["severity"].to_numpy()
+    noise = {}
+    for metric in NOISE.values():
+        measured = part[part["metric"] == metric].set_index("severity")["mean"].reindex(severity)
+        noise[metric] = None if measured.isna().any() else measured.to_numpy()
+    loss = _of_unit(part, "loss", UNITS)
+    return Points(
+        severity=severity, excess=excess["mean"].to_numpy(), unit=excess["setting_unit"].iloc[0],
+        undegraded=loss["mean"].iloc[0] if len(loss) and loss["severity"].iloc[0] == 0 else None,
+        stream_noise=noise["stream_noise_to_signal"], block_noise=noise["block_noise_to_signal"],
+    )  # fmt: skip
+
+
+def _told(mean: Points, single: list[Points]) -> dict:
+    found = compare(mean, single)
+    by_name = {c.fit.relation.name: c for c in found}
+    rivals = [c for c in found if c.fit.relation.name not in NOISE]
+    best, by_aicc, by_seed = (best_by(rivals, score) for score in ("misses", "aicc", "seed_misses"))
+    runner_up = next(c for c in rivals if c is not best)
+    row = {
+        "relation": best.fit.relation.name, "formula": best.fit.relation.source, "parameters": _parameters(best),
+        "left_out": best.left_out, "extrapolated": best.extrapolated, "runner_up": runner_up.fit.relation.name,
+        "by_aicc": by_aicc and by_aicc.fit.relation.name, "by_seed": by_seed and by_seed.fit.relation.name,
+        "seed_left_out": by_seed.seed_left_out if by_seed else np.nan,
+    }  # fmt: skip
+    for name in NOISE:
+        there = by_name.get(name)
+        row |= {name: there.fit.parameters["b"] if there else np.nan}
+        row |= {f"{name} misses": there.left_out if there else np.nan}
+    return row | _of_slices(mean, by_name.get(SLICE_LAW))
+
+
+def _of_slices(mean: Points, law: Comparison | None) -> dict[str, float]:
+    if law is None:
+        return dict.fromkeys(("slice_misses", "slope", "slope_error"), np.nan)
+    line = slice_law(mean.severity, mean.undegraded + mean.excess, intercept=1.0)
+    return {"slice_misses": law.left_out, "slope": line.slope, "slope_error": line.slope_error}
 
 
 def _parameters(found: Comparison) -> str:
@@ -74,12 +127,20 @@ def _parameters(found: Comparison) -> str:
 
 def laws_text(found: pd.DataFrame) -> str:
     """The rows of `laws` in Markdown, and the formulas of the families that stand there."""
-    lines = [HEADERS, ["---"] * 4 + ["---:"] * 2 + ["---"] * 2 + ["---:"] * 2]
-    for row in found.itertuples():
-        numbers = ["" if np.isnan(x) else f"{x:.2f}" for x in (row.left_out, row.extrapolated)]
-        named = [row.curve, row.group, row.relation, row.parameters]
-        slope = [f"{row.slice_misses:.2f}", f"{row.slope:.3f} ± {row.slope_error:.3f}"]
-        lines.append([*named, *numbers, row.runner_up, row.by_aicc or "", *slope])
+    lines = [HEADERS, ["---"] * 4 + ["---:"] * 2 + ["---"] * 3 + ["---:"] * 5]
+    for row in found.to_dict("records"):
+        named = [row["curve"], row["group"], row["relation"], row["parameters"]]
+        others = [row["runner_up"], row["by_aicc"] or "", row["by_seed"] or "", _number(row["seed_left_out"])]
+        slope = "" if np.isnan(row["slope"]) else f"{row['slope']:.3f} ± {row['slope_error']:.3f}"
+        noise = [
+            "" if np.isnan(row[name]) else f"{row[name]:.2f} ({row[f'{name} misses']:.2f})" for name in NOISE
+        ]
+        missed = [_number(row["left_out"]), _number(row["extrapolated"])]
+        lines.append([*named, *missed, *others, _number(row["slice_misses"]), slope, *noise])
     said = dict(zip(found["relation"], found["formula"], strict=True))
     formulas = [f"- {name}: {formula}" for name, formula in said.items()]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *formulas])
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", NOTE, *formulas])
+
+
+def _number(x: float) -> str:
+    return "" if np.isnan(x) else f"{x:.2f}"

@@ -10,21 +10,6 @@ from scipy import stats
 from wane.eval.refine import interpolant
 
 
-class ZeroSensitivity(NamedTuple):
-    """How the loss of tokens changes when something is set to zero, nats.  mean: the change of the loss;
-    standard_error: of it, over sequences (nan of a single one).  harmed, helped: share of tokens whose loss
-    rises, falls.  low, median, high: 5, 50 and 95 % quantiles; largest: the largest rise."""
-
-    mean: float
-    standard_error: float
-    harmed: float
-    helped: float
-    low: float
-    median: float
-    high: float
-    largest: float
-
-
 class Removable(NamedTuple):
     """fraction: the largest that costs no more than the tolerance; bounded: it is the largest measured, and
     only a lower bound."""
@@ -38,25 +23,6 @@ class Overlap(NamedTuple):
 
     jaccard: float
     expected: float
-
-
-def zero_sensitivity(losses_before_NS: np.ndarray, losses_after_NS: np.ndarray) -> ZeroSensitivity:
-    """From the losses of the same S tokens of N sequences before and after.
-
-    Differences are taken token by token in float64 and then averaged: one weight moves the loss by 1e-7 nats,
-    which the difference of two means in f32 does not resolve.  Raises ValueError where the shapes differ.
-    """
-    before_NS, after_NS = np.float64(losses_before_NS), np.float64(losses_after_NS)
-    if before_NS.shape != after_NS.shape or before_NS.ndim != 2:
-        raise ValueError(
-            f"losses of shapes {before_NS.shape} and {after_NS.shape}: must be the same tokens [N, S]"
-        )
-    change_NS = after_NS - before_NS
-    N = len(change_NS)
-    spread = np.std(change_NS.mean(axis=1), ddof=1) / np.sqrt(N) if N > 1 else np.nan
-    low, median, high = np.quantile(change_NS, (0.05, 0.5, 0.95))
-    found = (change_NS.mean(), spread, (change_NS > 0).mean(), (change_NS < 0).mean())
-    return ZeroSensitivity(*map(float, (*found, low, median, high, change_NS.max())))
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

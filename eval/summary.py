@@ -138,6 +138,14 @@ def plain_curves(frame: pd.DataFrame) -> pd.DataFrame:
     return points[points.groupby(["curve", "group", "metric", "task"])["severity"].transform("nunique") > 1]
 
 
+def member_curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """The points of `plain` rows, a mean over the draws of each member: `curve_points` by member_id."""
+    rows = plain(frame)
+    return curve_points(rows.assign(seed=rows["member_id"]), keys=("curve", "group", "seed")).rename(
+        columns={"seed": "member_id"}
+    )
+
+
 def interval_factor(seeds):
     """Half width of the 95 % t-interval of a mean over `seeds` values, in standard deviations."""
     return stats.t.ppf(0.975, seeds - 1) / np.sqrt(seeds)

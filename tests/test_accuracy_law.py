@@ -102,6 +102,7 @@ def test_a_study_tells_both_laws(tmp_path):
     curves_of(tmp_path, rows)
     loss, accuracy = laws_in(tmp_path).split("\n\n| curve")
     assert "| m | d128-L2 | " in loss
+    assert loss.splitlines()[2].split(" | ")[8] == "1 - s"  # by seed: the members are looked at one by one
     assert "| 0.00 | -1.000 ± 0.000 |" in loss
     assert "| m | d128-L2 | K | 9 | -1.000 ± 0.000 |" in accuracy
     ratio = f"{-1 / math.log(85):.3f}"

@@ -1,6 +1,7 @@
 """Chance and floors: what a model that has learnt nothing, or of which nothing is left, scores on every task."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -17,12 +18,16 @@ SEEDS, SEQUENCES = 12, 24
 SKEWED = ("L0", "G")
 
 
+@functools.cache
+def random_splits():
+    data = Data(sources="graded", context=64, facts=256, task_shares=dict.fromkeys(TASKS, 1.0))
+    return splits_of(open_data(data, steps=4, batch_size=4), SEQUENCES)
+
+
 @pytest.fixture(scope="module")
 def of_random_members():
     """(metric, task) -> its value of every member with random weights."""
-    shape = dataclasses.replace(SHAPE, context=64)
-    data = Data(sources="graded", context=64, facts=256, task_shares=dict.fromkeys(TASKS, 1.0))
-    splits = splits_of(open_data(data, steps=4, batch_size=4), SEQUENCES)
+    shape, splits = dataclasses.replace(SHAPE, context=64), random_splits()
     settings = Evaluation(
         metrics=("loss", "accuracy", "accuracy_of_values", "accuracy_of_options", "forced_choice"),
         sequences=SEQUENCES, batch=48,
@@ -43,15 +48,91 @@ def within(values, chance):
     return abs(np.mean(values) - chance) < 5 * max(error, 0.1 * chance / np.sqrt(len(values)))
 
 
+@pytest.fixture(scope="module")
+def answers():
+    """Task -> scored answers of the evaluation set of `of_random_members`."""
+    evaluation = random_splits().evaluation
+    scored = [evaluation.scored_NS & (evaluation.task_N == i)[:, None] for i in range(len(evaluation.tasks))]
+    told = [evaluation.tokens_NT[:, 1:][mine] for mine in scored]
+    return {task.name: answer for task, answer in zip(evaluation.tasks, told, strict=True)}
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_a_random_member_scores_chance(of_random_members, task):
+def test_a_random_member_scores_chance(of_random_members, answers, task):
+    """Among all V tokens each is as likely to be said as any other, since rows of the unembedding are alike: chance
+    is 1 / V.  Members differ most if they always say one token, which scores its frequency f: by the root of
+    sum f^2 / V."""
     count = values_of(TASKS[task])[1]
     if task not in SKEWED:
         assert within(of_random_members["accuracy_of_values", task], 1 / count)
         assert within(of_random_members["accuracy_of_options", task], 1 / min(4, count))
     if ("forced_choice", task) in of_random_members:
         assert within(of_random_members["forced_choice", task], 0.5)
-    assert np.mean(of_random_members["accuracy", task]) <= max(TASKS[task].chance, 0.25)
+    shares = np.bincount(answers[task]) / len(answers[task])
+    error = np.sqrt(np.sum(shares**2) / SHAPE.vocab / SEEDS)
+    assert abs(np.mean(of_random_members["accuracy", task]) - 1 / SHAPE.vocab) < 5 * error
+
+
+def test_over_all_tasks_a_random_member_is_right_once_in_as_many_tokens_as_there_are(of_random_members):
+    by_member = np.mean([of_random_members["accuracy", task] for task in TASKS], axis=0)
+    error = by_member.std(ddof=1) / np.sqrt(SEEDS)
+    assert abs(by_member.mean() - 1 / SHAPE.vocab) < 4 * error < 2 / SHAPE.vocab
+
+
+@pytest.fixture(scope="module")
+def usual():
+    """A member with random weights, evaluated on the usual mixture."""
+    splits = splits_of(open_data(Data(sources="graded", context=64, facts=16), steps=4, batch_size=4), 3)
+    subject = subject_of(splits, seed=17, shape=dataclasses.replace(SHAPE, context=64))
+    metrics = ("loss", "accuracy", "accuracy_of_values", "accuracy_of_options", "forced_choice")
+    subject.settings = Evaluation(metrics=metrics, sequences=3, batch=4, calibration_sequences=4)
+    return subject
+
+
+def floor_of(subject):
+    """(metric, task) -> what is left where every block is gone, in float64: each token's embedding under the final
+    norm, read by the unembedding."""
+    params, evaluation = jax.device_get(subject.params), subject.splits.evaluation
+    shape, tokens_NT = subject.member.shape, evaluation.tokens_NT
+    x_NSD = np.float64(params["embed"])[tokens_NT[:, :-1]]
+    x_NSD /= np.sqrt(np.mean(x_NSD**2, axis=-1, keepdims=True) + shape.norm_eps)
+    z_NSV = (x_NSD * params["final_norm"]["scale"]) @ np.float64(params["unembed"]) * shape.logit_scale
+    target_NS, scored_NS = tokens_NT[:, 1:], evaluation.scored_NS
+
+    def logit(token_NS):
+        return np.take_along_axis(z_NSV, np.maximum(token_NS, 0)[..., None], axis=-1)[..., 0]
+
+    nll_NS = np.log(np.exp(z_NSV).sum(-1)) - logit(target_NS)
+    right_NS = z_NSV.argmax(-1) == target_NS
+    odds_NS = logit(target_NS) - logit(evaluation.foil_NS)
+    options_NSO = evaluation.options_NSO
+    each_NSO = np.take_along_axis(z_NSV, np.maximum(options_NSO, 0), axis=-1)
+    each_NSO = np.where(options_NSO < 0, -np.inf, each_NSO)
+    told = {}
+    for i, task in enumerate(evaluation.tasks):
+        mine_NS = scored_NS & (evaluation.task_N == i)[:, None]
+        first, count = values_of(task)
+        among = z_NSV[mine_NS][:, first : first + count].argmax(-1) + first
+        told["loss", task.name] = nll_NS[evaluation.task_N == i].mean()
+        told["accuracy", task.name] = right_NS[mine_NS].mean()
+        told["accuracy_of_values", task.name] = (among == target_NS[mine_NS]).mean()
+        told["accuracy_of_options", task.name] = np.mean(
+            each_NSO[mine_NS].max(-1) == logit(target_NS)[mine_NS]
+        )
+        asked_NS = mine_NS & (evaluation.foil_NS >= 0)
+        if asked_NS.any():
+            told["forced_choice", task.name] = (odds_NS[asked_NS] > 0).mean()
+    return told
+
+
+@pytest.mark.parametrize("method", ["random_weights", "magnitude_weights", "remove_layers", "wanda"])
+def test_what_takes_everything_leaves_the_floor_that_the_embedding_alone_has(usual, method):
+    """On every task of the usual mixture, by every readout."""
+    rows, _, _ = rows_of(usual, Degrade(method=method, severities=(1.0,)))
+    found = {(r["metric"], r["task"]): r["value"] for r in rows if r["severity"] == 1 and r["task"] != "all"}
+    expected = floor_of(usual)
+    assert {task for _, task in expected} == {name for name, task in TASKS.items() if task.mixed}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_what_takes_everything_leaves_the_same_model():

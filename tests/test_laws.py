@@ -10,12 +10,16 @@ from wane.eval.removable import removable, removable_section
 S = np.array([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 
 
+BITS = np.array([16.0, 8, 7, 6, 5, 4, 3, 2])
+
+
 def points(
-    curve: str, group: str, excess: np.ndarray, loss=2.0, unit="fraction", removed=1.0
+    curve: str, group: str, excess: np.ndarray, loss=2.0, unit="fraction", removed=1.0, severity=S, **noise
 ) -> pd.DataFrame:
-    common = {"curve": curve, "group": group, "task": "all", "severity": S, "setting_unit": unit}
-    common |= {"removed_fraction": S * removed}
-    both = {"excess_loss": excess, "loss": loss + excess}
+    """Mean curves; noise: metric -> its values."""
+    common = {"curve": curve, "group": group, "task": "all", "severity": severity, "setting_unit": unit}
+    common |= {"removed_fraction": severity * removed}
+    both = {"excess_loss": excess, "loss": loss + excess} | noise
     return pd.concat([pd.DataFrame(common | {"metric": m, "mean": mean}) for m, mean in both.items()])
 
 
@@ -24,7 +28,7 @@ def test_the_relation_that_made_the_curve_is_found():
         [
             points("power", "wide", 3.0 * S**2.5),
             points("odds", "wide", 0.4 * S / (1 - S)),
-            points("bits", "wide", S, unit="bits"),
+            points("sigma", "wide", S, unit="sigma"),
         ]
     )
     found = laws(made).set_index("curve")
@@ -48,6 +52,58 @@ def test_a_model_that_follows_the_slice_law_has_slope_minus_1():
     assert text.splitlines()[-1].startswith("- ")
 
 
+def test_laws_of_bits():
+    severity = 1 - BITS / 16
+    falls, powers = 40 * 2 ** (-2 * 0.9 * BITS), 30 * BITS**-3.5
+    made = pd.concat(
+        [
+            points(name, "wide", excess * (severity > 0), unit="bits", severity=severity)
+            for name, excess in (("rtn", falls), ("gptq", powers))
+        ]
+    )
+    found = laws(made).set_index("curve")
+    assert found["relation"].to_dict() == {"gptq": "bits power", "rtn": "bits exponential"}
+    assert found.loc["gptq", "parameters"] == "c 30, gamma 3.5"
+    assert found.loc["rtn", "parameters"] == f"c 40, k {0.9 * np.log(4):.3g}"
+    assert found["slope"].isna().all()
+    text = laws_text(found.reset_index())
+    assert "- bits power: C P^-gamma" in text
+    assert "A 2^(-2 gamma b) with gamma = k / ln 4" in text
+    headers, _, row, *_ = text.splitlines()
+    assert headers.count("|") == row.count("|")
+
+
+def test_the_noise_of_each_severity_is_an_axis_of_its_own():
+    """Not smooth in the severity: no family of severities follows, a power of the noise does."""
+    noise = np.array([0, 0.001, 0.002, 0.05, 0.06, 0.061, 0.5, 0.52, 2, 2.1])
+    made = points(
+        "m", "wide", 0.8 * noise**1.3, stream_noise_to_signal=noise**0.5, block_noise_to_signal=noise
+    )
+    (row,) = laws(made).to_dict("records")
+    assert row["block noise power"] == pytest.approx(1.3)
+    assert row["stream noise power"] == pytest.approx(2.6)
+    assert row["block noise power misses"] < 1e-6 < 0.1 < row["left_out"]
+    assert "| 2.60 (0.00) | 1.30 (0.00) |" in laws_text(laws(made))
+    (plain,) = laws(points("m", "wide", S)).to_dict("records")
+    assert np.isnan(plain["stream noise power"])
+    assert laws_text(laws(points("m", "wide", S))).splitlines()[2].endswith("|  |  |")
+
+
+def test_members_tell_what_a_left_out_seed_tells():
+    """Two seeds on the same power, a third away by a factor e: it misses the others' fit by about 1, and they miss
+    one that it has a part in by a half."""
+    members = pd.concat(
+        [
+            points("m", "wide", factor * 3.0 * S**2.5).assign(member_id=name)
+            for name, factor in (("a", 1.0), ("b", 1.0), ("c", np.e))
+        ]
+    )
+    (row,) = laws(points("m", "wide", 3.0 * S**2.5), members).to_dict("records")
+    assert row["by_seed"] == row["relation"] == "power"
+    assert row["seed_left_out"] == pytest.approx(np.sqrt((1 + 0.25 + 0.25) / 3), rel=1e-3)
+    assert laws(points("m", "wide", 3.0 * S**2.5))["by_seed"].item() is None
+
+
 def test_short_curves_are_left_out():
     assert laws(points("power", "wide", 3.0 * S**2.5)[::4]).empty
 
@@ -56,7 +112,8 @@ def test_a_study_without_long_curves_is_refused_in_one_line(tmp_path, monkeypatc
     monkeypatch.setattr("wane.eval.laws.load_curves", lambda path: None)
     monkeypatch.setattr("wane.eval.laws.summary.prepare", lambda frame: frame)
     monkeypatch.setattr("wane.eval.laws.summary.plain_curves", lambda frame: points("a", "w", S)[::4])
-    with pytest.raises(ValueError, match="no curve of fractions has 4 severities"):
+    monkeypatch.setattr("wane.eval.laws.summary.member_curves", lambda frame: points("a", "w", S)[:0])
+    with pytest.raises(ValueError, match="no curve of fractions or bits has 4 severities"):
         laws_in(tmp_path)
 
 

@@ -11,7 +11,7 @@ from test_sweep import EVALUATION, SHAPE, splits_of, subject_of
 from wane.eval.cell import sweep
 from wane.eval.metrics import METRICS, chosen
 from wane.eval.metrics.contract import Weights
-from wane.eval.metrics.structure import entropy, every_matrix, random_rank
+from wane.eval.metrics.structure import SHARES, along_spectra, entropy, every_matrix, random_rank
 from wane.eval.study import Degrade
 from wane.eval.subject import Subject
 from wane.scaling.edit import Edit, fold, merge
@@ -19,7 +19,7 @@ from wane.scaling.model import init_params
 from wane.scaling.shape import Shape
 from wane.train.data import Data, open_data
 
-NAMES = chosen(("structure",))
+NAMES = tuple(name for name in chosen(("structure",)) if METRICS[name].places is every_matrix)
 EXPERTS = Shape(
     d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=12, vocab=32, context=8, n_experts=3, top_k=2
 )
@@ -109,6 +109,25 @@ def test_low_rank_weights_have_the_ranks_of_their_spectrum():
     assert found["relative_effective_rank"]["up", 0] > 3 * found["relative_effective_rank"]["up", 1]
 
 
+def test_the_spectrum_tells_the_energy_of_the_strongest_directions():
+    """Of a planted spectrum, of random weights, and of a layer that is gone."""
+    shape, rng = dataclasses.replace(SHAPE, d_model=24, d_ff=40), np.random.default_rng(4)
+    values = np.sort(rng.exponential(size=24))[::-1]
+    left, right = (np.linalg.qr(rng.normal(size=(n, 24)))[0] for n in (24, 40))
+    params = params_of(shape)
+    down = params["blocks"]["down"].at[1].set(jnp.asarray((left * values) @ right.T, jnp.float32).T)
+    edit = Edit(params={"blocks": {"down": down}}, attn_L=jnp.array([1.0, 1.0, 0.0]))
+    run = jax.jit(lambda p: METRICS["spectrum"].values(None, Weights(shape, p, merge(p, edit), edit)))
+    told = dict(zip(along_spectra(shape), np.asarray(run(params)), strict=True))
+    energies = {("down", 1): values**2}
+    energies |= {("up", 0): np.linalg.svd(np.float64(params["blocks"]["up"][0]), compute_uv=False) ** 2}
+    for (part, layer), energy in energies.items():
+        for share, count in zip(SHARES, (2, 3, 6, 12), strict=True):
+            place = every_matrix(shape)[0]._replace(part=part, at=float(layer), at_2=share)
+            assert told[place] == pytest.approx(energy[:count].sum() / energy.sum(), rel=1e-5)
+    assert {value for place, value in told.items() if place.at == 2 and place.part in "qkvo"} == {0.0}
+
+
 def test_duplicated_neurons_add_no_direction():
     params = params_of(SHAPE)
     twice = {n: jnp.concatenate([params["blocks"][n][..., :12]] * 2, axis=-1) for n in ("gate", "up")}
@@ -165,7 +184,7 @@ def test_all_statistics_of_the_spectrum_share_one_decomposition_per_size():
 
     def run(params):
         weights = Weights(shape, params, params, Edit())
-        return [METRICS[name].values(None, weights) for name in NAMES]
+        return [METRICS[name].values(None, weights) for name in (*NAMES, "spectrum")]
 
     program = jax.jit(run).lower(params_of(shape)).compile().as_text()
     assert sum("custom-call(" in line and "gesdd" in line for line in program.splitlines()) == 2

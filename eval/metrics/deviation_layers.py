@@ -22,10 +22,11 @@ READ = 2  # tokens of every sequence that is looked at whose state is read behin
 
 class Alone(NamedTuple):
     """Every degraded block on the undegraded stream that enters it.  updates: what its sublayers and the block add
-    against what those of the trained one do, [L, 3, b, S].  before, after: the stream behind each sublayer,
-    undegraded and with that sublayer alone degraded, at few tokens [L, 2, b, READ, D]."""
+    against what those of the trained one do, [L, 3, b, S]; energy: |f(x)|^2 of the latter.  before, after: the stream
+    behind each sublayer, undegraded and with that sublayer alone degraded, at few tokens [L, 2, b, READ, D]."""
 
     updates: Geometry
+    energy: Array
     before: Array
     after: Array
 
@@ -40,7 +41,7 @@ def some_entering(inner: Inner) -> Array:
 
 
 @once
-def _entering(view: View) -> Geometry:
+def entering(view: View) -> Geometry:
     """The degraded residual stream that enters every block against the undegraded one, at the sampled tokens,
     [L, B, n]."""
     return geometry(at_sampled(view.stream[:-1]), view.inside[some_entering])
@@ -68,13 +69,15 @@ def alone(view: View) -> Alone:
     def one(trained_l, degraded_l, edit_l, x_bSD, end_bSD) -> Alone:
         _, trained, _ = block(trained_l, x_bSD, view.shape)
         new_end_bSD, degraded, _ = block(degraded_l, x_bSD, view.shape, edit_l)
-        updates = geometry(_updates(trained, end_bSD), _updates(degraded, new_end_bSD))
+        added = _updates(trained, end_bSD)
+        updates = geometry(added, _updates(degraded, new_end_bSD))
         mid, end, new_mid = (
             jnp.take_along_axis(x, at_bn[..., None], axis=1)
             for x in (trained["mid"], end_bSD, degraded["mid"])
         )
         new_end, _ = behind_mlp(degraded_l, mid, view.shape, edit_l)
-        return Alone(updates, jnp.stack([mid, end]), jnp.stack([new_mid, new_end]))
+        energy = jnp.sum(added * added, axis=-1)
+        return Alone(updates, energy, jnp.stack([mid, end]), jnp.stack([new_mid, new_end]))
 
     blocks, stream = (view.params["blocks"], view.degraded["blocks"]), view.stream[:, ::EVERY]
     # All layers at once: a loop over them would be of products too small to be worth their calls.
@@ -85,7 +88,7 @@ def by_layer(field: str) -> Callable[[View], tuple[Array, Array]]:
     """(sum, count) over the sampled tokens of one field of `Geometry`, [B, L]."""
 
     def measure(view: View) -> tuple[Array, Array]:
-        return summed(getattr(_entering(view), field))
+        return summed(getattr(entering(view), field))
 
     return measure
 

@@ -23,6 +23,7 @@ from wane.scaling.edit import fold
 from wane.scaling.shape import Shape
 
 TOP = 0.1  # share of the directions whose energy is told
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the directions, along the spectrum
 BINS, REACH = (
     256,
     4.0,
@@ -37,6 +38,11 @@ def every_matrix(shape: Shape) -> tuple[Place, ...]:
         for name in shape.matrices
         for layer in range(shape.n_layers)
     )
+
+
+def along_spectra(shape: Shape) -> tuple[Place, ...]:
+    """A value for each of SHARES, for each block matrix of each layer."""
+    return tuple(place._replace(at_2=share) for share in SHARES for place in every_matrix(shape))
 
 
 def folded(weights: Weights) -> dict[str, Array]:
@@ -122,10 +128,18 @@ def largest(values: Array) -> Array:
     return values[0]
 
 
-@of_spectra
-def top_energy(values: Array) -> Array:
+def energy_of(values: Array, top: float) -> Array:
+    """Share of the energy of singular values, largest first, in a share of them, rounded up."""
     energy = jnp.square(values)
-    return share_of(jnp.sum(energy[: math.ceil(TOP * len(energy))]), jnp.sum(energy))
+    return share_of(jnp.sum(energy[: math.ceil(top * len(energy))]), jnp.sum(energy))
+
+
+top_energy = of_spectra(functools.partial(energy_of, top=TOP))
+
+
+def spectrum(sums: None, weights: Weights) -> Array:
+    each = (of_spectra(functools.partial(energy_of, top=share)) for share in SHARES)
+    return jnp.concatenate([measure(sums, weights) for measure in each])
 
 
 def entropy(w_IO: Array) -> Array:
@@ -203,6 +217,15 @@ METRICS = (
         better="neither",
         values=top_energy,
         places=every_matrix,
+    ),
+    Statistic(
+        name="spectrum",
+        unit="fraction",
+        meaning="share of a matrix's squared singular values in its strongest directions; at_2: the share of the "
+        "directions, rounded up",
+        better="neither",
+        values=spectrum,
+        places=along_spectra,
     ),
     Statistic(
         name="weight_entropy",

@@ -1,0 +1,85 @@
+"""How much noise any degradation is, told from outputs: what it does to weights, activations, caches, sublayers or
+inputs then has one axis.
+
+Of a block, alone on the undegraded stream that enters it, and of the stream that enters every block under all that
+came before:
+
+    noise to signal = E |f'(x) - f(x)|^2 / E |f(x)|^2        or E |x' - x|^2 / E |x|^2
+
+The first is above 0 for whatever acts inside blocks, the second for whatever acts before.  Of the sequences and
+tokens that `deviation_layers` looks at, whose work both share.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from wane.eval.metrics.contract import Place, Statistic, Weights, layers
+from wane.eval.metrics.deviation import Geometry
+from wane.eval.metrics.deviation_layers import PARTS, alone, entering, parts_of_layers, some_entering
+from wane.eval.metrics.deviation_spaces import at_sampled
+from wane.eval.metrics.few import EVERY
+from wane.eval.metrics.structure import share_of
+from wane.eval.metrics.view import View
+from wane.scaling.shape import Shape
+
+
+def parts_and_mean(shape: Shape) -> tuple[Place, ...]:
+    """Every part of every layer and, last, the mean of the blocks over layers."""
+    return (*parts_of_layers(shape), Place(part="block"))
+
+
+def block_energies(view: View) -> tuple[Array, Array]:
+    """Sums over tokens of |f'(x) - f(x)|^2 and |f(x)|^2, [L, 3] each."""
+    found, counted_b1 = alone(view), view.batch.counted_B[::EVERY, None]
+    return tuple(jnp.sum(e * counted_b1, axis=(-2, -1)) for e in _energies(found.updates, found.energy))
+
+
+def stream_energies(view: View) -> tuple[Array, Array]:
+    """Sums over tokens of |x' - x|^2 and |x|^2 of the stream that enters every block, [L] each."""
+    full_LBnD = at_sampled(view.stream[:-1]).astype(jnp.float32)
+    signal_LBn = jnp.sum(full_LBnD * full_LBnD, axis=-1)
+    counted_B1 = view.batch.counted_B[:, None]
+    return tuple(jnp.sum(e * counted_B1, axis=(-2, -1)) for e in _energies(entering(view), signal_LBn))
+
+
+def _energies(moved: Geometry, signal: Array) -> tuple[Array, Array]:
+    """Energy of a change, from its lengths over that of the vector, and of the vector."""
+    return (jnp.square(moved.parallel) + jnp.square(moved.orthogonal)) * signal, signal
+
+
+def block_ratios(sums: tuple[Array, Array], weights: Weights) -> Array:
+    ratio_LP = share_of(*sums)
+    return jnp.append(ratio_LP.ravel(), ratio_LP[:, PARTS.index("block")].mean())
+
+
+def stream_ratios(sums: tuple[Array, Array], weights: Weights) -> Array:
+    return share_of(*sums)
+
+
+METRICS = (
+    Statistic(
+        name="block_noise_to_signal",
+        unit="ratio",
+        meaning="energy of the change of what a sublayer or block adds to the undegraded stream, over the energy of"
+        " what it adds; above 0 for whatever acts inside blocks; without a layer: a mean over blocks",
+        better="lower",
+        gather=block_energies,
+        values=block_ratios,
+        places=parts_and_mean,
+        relative=True,
+        streams=True,
+    ),
+    Statistic(
+        name="layer_noise_to_signal",
+        unit="ratio",
+        meaning="energy of the change of the stream that enters a block, over the energy of the stream, token by"
+        " token; at the first block of what is done to the input",
+        better="lower",
+        gather=stream_energies,
+        values=stream_ratios,
+        places=layers,
+        relative=True,
+        streams=True,
+        inside=some_entering,
+    ),
+)

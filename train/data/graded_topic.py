@@ -5,8 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from wane.train.data import key
-from wane.train.data.graded_language import SUCCESSOR_P
-from wane.train.data.task import GradedTask, Role, Rows, World
+from wane.train.data.task import SUCCESSOR_P, GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import SYMBOL, TAGS, WORD
 
 # Symbols are counted on a ring of 64.  Topic z owns 8z .. 8z + 7 and draws 8z + j, j = 0..3, with SUCCESSOR_P[j];

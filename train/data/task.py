@@ -1,12 +1,14 @@
 """What a task of the graded language is, and the world that all of its sequences agree about."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Role = Literal["train", "evaluation"]
+SUCCESSOR_P = (0.5, 0.25, 0.15, 0.1)  # 1.208 nats
 
 
 class World(NamedTuple):
@@ -15,6 +17,13 @@ class World(NamedTuple):
 
     seed: int
     facts: int  # entities of K, T1 and T2
+    successors: tuple[float, ...] = SUCCESSOR_P  # of a context of L1 and L1o2, the most probable first
+    exceptions: float = 0.2  # share of the entities of T1 and T13 that are exceptions
+
+
+def nats(p: Sequence[float]) -> float:
+    """Entropy of a distribution."""
+    return -sum(share * math.log(share) for share in p if share > 0)
 
 
 class Rows(NamedTuple):
@@ -46,6 +55,7 @@ class Task:
     ceiling: accuracy of the Bayes-optimal predictor, which knows the world and the rule.  Both are None for
     text, where nobody knows them.
     level: what the per-position difficulty in EvalSet.level_NS counts ("" when there is none).
+    entropy: nats of an answer to the Bayes-optimal predictor, by levels [M]; None: nobody told.
     """
 
     name: str
@@ -55,6 +65,7 @@ class Task:
     scored: str
     knobs: str
     level: str
+    entropy: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +79,7 @@ class GradedTask(Task):
     before they are asked for: wrong options then stand there too, or whatever has been seen would be right.
     mixed: whether it is in the mixture where data.task_shares names none.  names: of tokens that mean something
     special.
+    follows: which fields follow from a world, and how; as written they are those of its defaults.
     """
 
     generate: Generate
@@ -76,3 +88,8 @@ class GradedTask(Task):
     item: Callable[[np.ndarray, int], np.ndarray] | None = None
     mixed: bool = True
     names: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    follows: Callable[[World], Mapping[str, Any]] | None = None
+
+    def in_world(self, world: World) -> "GradedTask":
+        """This task as it is in a world."""
+        return dataclasses.replace(self, **self.follows(world)) if self.follows else self

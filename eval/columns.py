@@ -9,7 +9,7 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3  # raise when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = 4  # raise when a column is added, removed, renamed or changes its meaning
 VERSION_KEY, COLUMNS_KEY = b"wane.schema_version", b"wane.columns"
 
 
@@ -118,7 +118,12 @@ _MEASUREMENT = (
         meaning="the measurement for each evaluation sequence, in the order of the evaluation set",
         nullable=True,
     ),
-    _real("chance", "see unit", "value of guessing without looking at the sequence", nullable=True),
+    _real(
+        "chance",
+        "see unit",
+        "value of guessing without the skill: uniformly, or as the task says of its levels",
+        nullable=True,
+    ),
     _real("ceiling", "see unit", "value of the best possible predictor", nullable=True),
     _text("status", "diverged: the value was not finite and is null", allowed=("ok", "diverged")),
     _text("reason", "why the row is diverged, in words", nullable=True),

@@ -11,6 +11,7 @@ from wane.eval.metrics import (
     copying,
     crossing,
     deployment,
+    excess,
     generation,
     loss,
     option_space,
@@ -32,6 +33,7 @@ from wane.scaling.config import close_matches
 INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "prediction": loss.METRICS,
     "answers": answers.METRICS,
+    "excess": excess.METRICS,
     "resolution": resolution.METRICS,
     "probes": probes.METRICS,
     "structure": structure.METRICS,

@@ -160,6 +160,7 @@ METRICS = (
         better="higher",
         measure=hit,
         by="level",
+        bounds=task_bounds,
     ),
     TokenMetric(
         name="loss_by_level",

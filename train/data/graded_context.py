@@ -183,9 +183,11 @@ TASKS = (
         name="R2",
         title="multi-query associative recall: the value that a key was given",
         chance=1 / VALUES,
+        chance_at=lambda pairs: 1 / pairs,  # a guess among the values of the item
         ceiling=1.0,
         scored="the value after each asked key",
-        knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; power-law gaps",
+        knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; power-law gaps; in context 1 in so many "
+        "pairs is right by chance",
         level="pairs",
         answers=(VALUE, VALUES),
         item=partial(item_of_recall, task="R2"),
@@ -195,6 +197,7 @@ TASKS = (
         name="R23",
         title="recall of three tokens: R2 with longer values, for the effect of an answer's length",
         chance=1 / VALUES,
+        chance_at=lambda level: 2 / (level // 10),  # every token stands under two keys
         ceiling=1.0,
         scored="the 3 tokens of the value after each asked key",
         knobs="4, 8, 16, 32 pairs where 8 times as many tokens fit; 3 tokens, by chance all right 1 in "

@@ -77,6 +77,11 @@ def facts(rng, rows: int, length: int, world: World, role: Role, *, task: str) -
     return tagged(task, items, np.broadcast_to(level_I, items.shape), keep, length)
 
 
+def told_by(world: World, *, task: str) -> dict[str, int]:
+    """How much there is to be known."""
+    return {"stored": world.facts * ATTRIBUTES * TOKENS[task]}
+
+
 class Exposure(NamedTuple):
     """What a training asks of K or K3.  load: bits of facts per parameter; exposures: how often each is stated.
     Their product depends only on the token budget and the task's share: a load is feasible where the exposures that
@@ -109,6 +114,7 @@ TASKS = (
         answers=(VALUE, VALUES),
         types=TYPES,
         generate=partial(facts, task="K"),
+        follows=partial(told_by, task="K"),
         names=NAMES,
     ),
     GradedTask(
@@ -124,6 +130,7 @@ TASKS = (
         types=TYPES,
         mixed=False,
         generate=partial(facts, task="K3"),
+        follows=partial(told_by, task="K3"),
         names=NAMES,
     ),
 )

@@ -75,6 +75,7 @@ TASKS = (
         title="range x entropy: one map, its answers adjacent or 32 tokens away, certain or by chance",
         chance=1 / VALUES,
         ceiling=(1 + SUCCESSOR_P[0]) / 2,  # half of the rows certain, half by chance
+        ceiling_at=lambda level: np.where(level >= STOCHASTIC, SUCCESSOR_P[0], 1.0),
         scored="the answer to every symbol",
         knobs="lag 1 or 32 (shorter rows: what fits) x certain or with p = .5, .25, .15, .1; one cell per row",
         level="lag (certain), 100 + lag (by chance)",

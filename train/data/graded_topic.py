@@ -37,6 +37,7 @@ def stationary() -> np.ndarray:
 # (.171 at the 4th, .199 at the 8th, .2045 at the 16th).  The eight successors of a symbol stand at all eight
 # places of a block: blind to the topic, the best guess is right with .6 / 8 + .4 x .5 / 8 = .1 everywhere.
 CEILING = float(stationary()[0])
+KNOWN_OCTAVE = 4
 
 
 def topic(rng, rows: int, length: int, world: World, role: Role) -> Rows:
@@ -73,6 +74,7 @@ TASKS = (
         title="global topic: symbols from a topic told at the start of the row, or to be inferred",
         chance=1 / STATES,
         ceiling=CEILING,
+        ceiling_at=lambda level: np.where((level % 10 == 1) & (level // 10 < KNOWN_OCTAVE), np.nan, CEILING),
         scored="every symbol but the first",
         knobs="8 topics, each 4 symbols with p = .4; else one of 8 successors; told or hidden; 2.364 nats",
         level="10 x octave of the place + (0 told, 1 hidden)",

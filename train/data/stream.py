@@ -31,6 +31,16 @@ class EvalSet:
     tasks: tuple[Task, ...]
 
     @functools.cached_property
+    def entropy_NS(self) -> np.ndarray:
+        """f32: nats that nobody can predict of a scored token (Task.entropy), -1 where nobody told."""
+        entropy_NS = np.full(self.level_NS.shape, -1, np.float32)
+        for index, task in enumerate(self.tasks):
+            mine_NS = self.scored_NS & (self.task_N == index)[:, None]
+            if task.entropy:
+                entropy_NS[mine_NS] = task.entropy(self.level_NS[mine_NS])
+        return entropy_NS
+
+    @functools.cached_property
     def digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.tokens_NT, self.task_N, self.level_NS, self.foil_NS, self.bytes_NS):

@@ -43,6 +43,7 @@ class Rows(NamedTuple):
         return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
 
 
+OfLevel = Callable[[np.ndarray], np.ndarray]
 # (rng, rows, length, world, role) -> Rows of T = length
 Generate = Callable[[np.random.Generator, int, int, World, Role], Rows]
 
@@ -55,7 +56,10 @@ class Task:
     ceiling: accuracy of the Bayes-optimal predictor, which knows the world and the rule.  Both are None for
     text, where nobody knows them.
     level: what the per-position difficulty in EvalSet.level_NS counts ("" when there is none).
+    chance_at, ceiling_at: the same by levels [M], where they differ: chance_at may be better than a uniform guess,
+    that of who knows the level and what the task says of it, and has not its skill.  nan: nobody told.
     entropy: nats of an answer to the Bayes-optimal predictor, by levels [M]; None: nobody told.
+    stored: tokens of facts that the world holds and training tells, each of 1 / chance values alike.
     """
 
     name: str
@@ -65,7 +69,25 @@ class Task:
     scored: str
     knobs: str
     level: str
-    entropy: Callable[[np.ndarray], np.ndarray] | None = None
+    chance_at: OfLevel | None = None
+    ceiling_at: OfLevel | None = None
+    entropy: OfLevel | None = None
+    stored: int = 0
+
+    def at(self, level_M: np.ndarray) -> "Task":
+        """The task with chance and ceiling of M answers of these levels, the mean over them; None where that of
+        none is known."""
+        if not (self.chance_at or self.ceiling_at):
+            return self
+        chance = _mean(self.chance_at, level_M, self.chance)
+        return dataclasses.replace(self, chance=chance, ceiling=_mean(self.ceiling_at, level_M, self.ceiling))
+
+
+def _mean(at: OfLevel | None, level_M: np.ndarray, usual: float | None) -> float | None:
+    told_M = at(level_M) if at and len(level_M) else np.full(1, usual)
+    if np.isnan(told_M).any():
+        return None if np.isnan(told_M).all() else usual
+    return float(told_M.mean())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -226,6 +226,7 @@ TASKS = (
         knobs="copy, reverse, sort, every second, count, wrap, twice, class of each; one length of each kept "
         "for evaluation, where it is half of the items",
         level="100 x format (1..8) + 10 where format x length is held out + 0 first token, 1 later, 2 end",
+        part=lambda level: "held-out length" if level % 100 >= 10 else "length of training",
         answers=(END, CLOSE + 1 - END),
         types=TYPES,
         mixed=False,

@@ -180,6 +180,7 @@ TASKS = (
         scored="the ending of every verb",
         knobs="0..3 nouns in between; of random number in training, of the opposite number in evaluation",
         level="attractors",
+        part=lambda attractors: f"{attractors} attractors",
         answers=(ENDING, 2),
         generate=agreement,
         names=L2_NAMES,
@@ -192,6 +193,9 @@ TASKS = (
         scored="every closing bracket",
         knobs="8 types, depth at most 4, opening probability 1/2",
         level="distance",
+        part=lambda distance: (
+            "adjacent" if distance == 1 else "nested"
+        ),  # the last one opened is not the last bracket
         answers=(CLOSE, BRACKETS),
         generate=dyck,
         names=L3_NAMES,

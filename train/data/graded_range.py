@@ -36,6 +36,12 @@ def entropy(level: np.ndarray | int) -> np.ndarray:
     return np.where(np.asarray(level) >= STOCHASTIC, nats(SUCCESSOR_P), 0.0)
 
 
+def cell(level: int) -> str:
+    """The cell of an answer of a level; far lags differ between contexts."""
+    chance, lag = divmod(level, STOCHASTIC)
+    return f"{'far' if lag > 1 else 'local'}, {'by chance' if chance else 'certain'}"
+
+
 def range_entropy(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Items `CELL a1 f(a1) ... an f(an) =` (local, lag 1) or `CELL a1 ... an = f(a1) ... f(an)` (far, lag
     n + 1): the same tokens, only their order differs.  Scored: every f(a), the most probable image of a or an
@@ -79,6 +85,7 @@ TASKS = (
         scored="the answer to every symbol",
         knobs="lag 1 or 32 (shorter rows: what fits) x certain or with p = .5, .25, .15, .1; one cell per row",
         level="lag (certain), 100 + lag (by chance)",
+        part=cell,
         entropy=entropy,
         answers=(VALUE, VALUES),
         generate=range_entropy,

@@ -75,6 +75,7 @@ TASKS = (
         scored="every product of two factors and more",
         knobs="S3 and S5, 4..16 factors; half of the items direct, half with the product after every factor",
         level="100 x degree (3, 5) + factors so far; 50 more where steps are written",
+        part=lambda level: f"S{level // 100}, {'written' if level % 100 > STEP_LEVEL else 'direct'}",
         answers=(SYMBOL, len(ELEMENTS)),
         types=TYPES,
         generate=state,

@@ -107,7 +107,8 @@ SUMS = {"M2": Sums(3), "M2l": Sums(6), "M23": Sums(3, digits=several.LONG)}
 def modular(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
     """x0 ± a1 ± ... ± an modulo 7, n = 1..terms.  Half of the items are `DIRECT x0 op a1 ... = r_n`, half
     are `STEPS x0 op a1 ... = r_1 ... r_n` with the result after every term.  Scored: all results.  Numbers of
-    several digits are added digit by digit, without carry: no digit of a result tells another."""
+    several digits are added digit by digit, without carry: no digit of a result tells another.  Foil: the result
+    without the last term, none where that is 0."""
     terms, digits = SUMS[task]
     shape = (rows, -(-(length - 1) // (3 + 3 * digits)))
     term, steps = rng.integers(1, terms + 1, size=shape), rng.integers(2, size=shape)
@@ -127,9 +128,19 @@ def modular(rng, rows: int, length: int, world: World, role: Role, *, task: str)
     items[..., last + 1 :] = DIGIT + result.reshape(*shape, terms * digits)
     keep[..., 1 + digits : last] = np.repeat(used, 1 + digits, axis=-1)
     keep[..., last + 1 :] = np.repeat(told, digits, axis=-1)
+    before = np.concatenate([x[..., :1, :], result[..., :-1, :]], axis=-2)
+    foil = np.full(items.shape, -1)
+    foil[..., last + 1 :] = DIGIT + np.where(before == result, -1 - DIGIT, before).reshape(
+        *shape, terms * digits
+    )
     step_level = several.levels(np.where(steps[..., None], STEP_LEVEL + nth, nth), digits)
     level[..., last + 1 :] = step_level.reshape(*shape, terms * digits)
-    return tagged(task, items, level, keep, length)
+    return tagged(task, items, level, keep, length, np.where(level < 0, -1, foil))
+
+
+def form_of_sum(level: int) -> str:
+    """A sum of one term is no chain, and a written step needs no more than the one before it."""
+    return "written" if level > STEP_LEVEL else "one term" if level == 1 else "chain"
 
 
 HOP_NAMES = {VALUE + i: f"->s{i}" for i in range(ALPHABET)}
@@ -143,6 +154,7 @@ TASKS = (
         scored="the answer after each symbol, where it is defined",
         knobs="k = 0, 1, 2; alphabet of 4 without repeated neighbours; 31 symbols",
         level="hops",
+        part=lambda hops: f"{hops} hops",
         answers=(VALUE, ALPHABET),
         generate=partial(hop, task="M1"),
         names=HOP_NAMES,
@@ -156,6 +168,7 @@ TASKS = (
         scored="the answer after each symbol, where it is defined",
         knobs="k = 0, 1, 2, 4 and, where 26 symbols fit, 8; alphabet of 4; 100 symbols, or what fits",
         level="hops",
+        part=lambda hops: f"{hops} hops",
         answers=(VALUE, ALPHABET),
         mixed=False,
         generate=partial(hop, task="M1d"),
@@ -169,6 +182,7 @@ TASKS = (
         scored="every result",
         knobs="1..3 terms; half of the items direct, half with the result after every term",
         level="terms (direct), 10 + step (written steps)",
+        part=form_of_sum,
         answers=(DIGIT, MODULUS),
         generate=partial(modular, task="M2"),
     ),
@@ -180,6 +194,7 @@ TASKS = (
         scored="every result",
         knobs="1..6 terms; half of the items direct, half with the result after every term",
         level="terms (direct), 10 + step (written steps)",
+        part=form_of_sum,
         answers=(DIGIT, MODULUS),
         mixed=False,
         generate=partial(modular, task="M2l"),
@@ -193,6 +208,7 @@ TASKS = (
         knobs="1..3 terms; half of the items direct, half with the result after every term; 3 digits, "
         "each by chance right 1 time in 7, all of them 1 in 343",
         level="10 x (terms (direct), 10 + step (written steps)) + 1, 2, 3 which digit of the result",
+        part=lambda level: form_of_sum(level // several.PLACE),
         answers=(DIGIT, MODULUS),
         mixed=False,
         generate=partial(modular, task="M23"),

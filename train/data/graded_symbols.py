@@ -89,6 +89,7 @@ TASKS = (
         scored="the value, 1 token in 3",
         knobs="16 x 16 pairs in 8 x 8 classes, a quarter of the pairs kept for evaluation",
         level="0 a pair of training, 1 a held-out pair",
+        part=lambda level: "held out" if level else "seen",
         answers=(VALUE, CLASSES**2),
         mixed=False,
         generate=compose,

@@ -78,6 +78,7 @@ TASKS = (
         scored="every symbol but the first",
         knobs="8 topics, each 4 symbols with p = .4; else one of 8 successors; told or hidden; 2.364 nats",
         level="10 x octave of the place + (0 told, 1 hidden)",
+        part=lambda level: "hidden" if level % 10 else "told",
         answers=(SYMBOL, STATES),
         generate=topic,
         mixed=False,

@@ -131,6 +131,7 @@ TASKS = (
         knobs="data.facts entities in 16 categories by first key; data.exceptions of them (20 %) "
         "have another value than their category's",
         level="0 regular, 1 exception",
+        part=lambda level: "exception" if level else "regular",
         answers=(VALUE, CATEGORIES),
         generate=partial(exceptions, task="T1"),
         mixed=False,
@@ -145,6 +146,7 @@ TASKS = (
         knobs="data.facts entities; 16 categories by first key for each token, by chance all right 1 in "
         "16^3; data.exceptions of them (20 %) have other values than their categories', in every token",
         level="10 x (0 regular, 1 exception) + 1, 2, 3 which token of the value",
+        part=lambda level: "exception" if level >= several.PLACE else "regular",
         answers=(VALUE, CATEGORIES),
         generate=partial(exceptions, task="T13"),
         mixed=False,
@@ -158,6 +160,7 @@ TASKS = (
         scored="the value of each statement by a source",
         knobs="data.facts facts, 3, 9, 27 rumours per truth; 24 forms, a quarter kept for evaluation",
         level="rumours per truth",
+        part=lambda ratio: f"{ratio} rumours per truth",
         answers=(VALUE, TRUTH_VALUES),
         generate=misconceptions,
         mixed=False,

@@ -111,7 +111,7 @@ class Stream:
         tasks = tuple(source.task for source in self.sources)
         task_N = np.repeat(np.arange(len(tasks), dtype=np.int32), sequences)
         scored_NS = level_NS >= 0
-        of_each = ((task_N == index, task) for index, task in enumerate(tasks))
+        of_each = ((task_N == index, source) for index, source in enumerate(self.sources))
         return EvalSet(
             tokens_NT=tokens_NT,
             task_N=task_N,
@@ -119,7 +119,10 @@ class Stream:
             level_NS=level_NS,
             foil_NS=foil_NS,
             options_NSO=np.concatenate(
-                [options(tokens_NT[n], level_NS[n], foil_NS[n], task, seed) for n, task in of_each]
+                [
+                    options(tokens_NT[n], level_NS[n], foil_NS[n], source.task, seed, source.world)
+                    for n, source in of_each
+                ]
             ),
             values_N2=np.array([values_of(task) for task in tasks], np.int32)[task_N],
             bytes_NS=bytes_NS,

@@ -58,6 +58,8 @@ class Task:
     level: what the per-position difficulty in EvalSet.level_NS counts ("" when there is none).
     chance_at, ceiling_at: the same by levels [M], where they differ: chance_at may be better than a uniform guess,
     that of who knows the level and what the task says of it, and has not its skill.  nan: nobody told.
+    part: which part of the task an answer of a level is of.  The competence gate asks for each: who lacks one could
+    be right nearly everywhere, and have no skill that makes the task the task.  None: the task is one.
     entropy: nats of an answer to the Bayes-optimal predictor, by levels [M]; None: nobody told.
     stored: tokens of facts that the world holds and training tells, each of 1 / chance values alike.
     """
@@ -71,6 +73,7 @@ class Task:
     level: str
     chance_at: OfLevel | None = None
     ceiling_at: OfLevel | None = None
+    part: Callable[[int], str] | None = None
     entropy: OfLevel | None = None
     stored: int = 0
 
@@ -90,6 +93,10 @@ def _mean(at: OfLevel | None, level_M: np.ndarray, usual: float | None) -> float
     return float(told_M.mean())
 
 
+# (rng, world, items [M, W], levels [M]) -> wrong options [M, 3]
+Beside = Callable[[np.random.Generator, World, np.ndarray, np.ndarray], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GradedTask(Task):
     """A task of the graded language.
@@ -99,6 +106,8 @@ class GradedTask(Task):
     are of the kind of the answer, as its foil must be.  () where all answers are of one kind.
     item: (level, tokens of a row) -> tokens of an item with answers of that level, where answers stand in the item
     before they are asked for: wrong options then stand there too, or whatever has been seen would be right.
+    beside: which wrong options an item has, where any others would tell the answer: 3 tokens each [M, 3], from the
+    tokens [M, W] of items before their answers, of levels [M].  Those that are no other answers are left out.
     mixed: whether it is in the mixture where data.task_shares names none.  names: of tokens that mean something
     special.
     follows: which fields follow from a world, and how; as written they are those of its defaults.
@@ -108,6 +117,7 @@ class GradedTask(Task):
     answers: tuple[int, int]
     types: tuple[Sequence[int], ...] = ()
     item: Callable[[np.ndarray, int], np.ndarray] | None = None
+    beside: Beside | None = None
     mixed: bool = True
     names: Mapping[int, str] = dataclasses.field(default_factory=dict)
     follows: Callable[[World], Mapping[str, Any]] | None = None

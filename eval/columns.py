@@ -128,7 +128,12 @@ _MEASUREMENT = (
         meaning="the measurement for each evaluation sequence, in the order of the evaluation set",
         nullable=True,
     ),
-    _real("chance", "see unit", "value of guessing without looking at the sequence", nullable=True),
+    _real(
+        "chance",
+        "see unit",
+        "value of guessing without the skill: uniformly, or as the task says of its levels",
+        nullable=True,
+    ),
     _real("ceiling", "see unit", "value of the best possible predictor", nullable=True),
     _text("status", "diverged: the value was not finite and is null", allowed=("ok", "diverged")),
     _text("reason", "why the row is diverged, in words", nullable=True),

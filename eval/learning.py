@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from wane.eval import summary
+from wane.eval import competence, summary
 from wane.eval.curves import load_curves
 
+BOUNDS = ["value", "chance", "ceiling"]
 KEYS = ["group", "member_id", "task", "train_tokens"]
 
 
@@ -15,7 +16,7 @@ def learned_in(source: Path, score: float, share: float, csv: Path | None = None
     """The table in Markdown of a study directory, or of a file of `accuracies`, which `csv` writes.
     Raises ValueError or OSError in one line when there is nothing to read, or no task with known bounds."""
     rows = pd.read_csv(source) if source.suffix == ".csv" else accuracies(load_curves(source))
-    if missing := {*KEYS, "value", "chance", "ceiling"} - set(rows):
+    if missing := {*KEYS, *BOUNDS} - set(rows):
         raise ValueError(
             f"{source}: has no columns {', '.join(sorted(missing))}; `wane learned DIR --csv` writes them"
         )
@@ -31,27 +32,30 @@ def learned_in(source: Path, score: float, share: float, csv: Path | None = None
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of every undegraded member at every measured step, of tasks with known bounds.
 
-    Columns: group (shape and arm), member_id, task, train_tokens, value, chance, ceiling.
+    Columns: group (shape and arm), member_id, task, train_tokens, value, chance, ceiling; weakest and
+    weakest_score, its weakest part (`wane.eval.competence`), where levels were measured.
     """
+    table = competence.with_parts(table, summary.untouched(table))
     rows = table[table["metric"] == "accuracy"]
     rows = rows[rows["axis"].isna() & summary.untouched(rows) & (rows["pruned"] == "never")]
     rows = rows[(rows["status"] == "ok") & rows["chance"].notna() & rows["ceiling"].notna()]
     return (
         rows.assign(group=summary.groups(rows))
-        .groupby(KEYS, sort=False)[["value", "chance", "ceiling"]]
-        .mean()
+        .groupby(KEYS, sort=False)
+        .agg(dict.fromkeys(BOUNDS, "mean") | {competence.WEAKEST: "first", competence.WEAKEST_SCORE: "mean"})
         .reset_index()
     )
 
 
 def learned(rows: pd.DataFrame, *, score: float, share: float) -> pd.DataFrame:
-    """When each task passes the gate (`summary.gate`) for good: the tokens at the first measured step from which on
-    every later one passes too; nan where the last does not, and the task cannot be assessed.
+    """When each task passes the gate (`competence.gate`) for good: the tokens at the first measured step from which
+    on every later one passes too; nan where the last does not, and the task cannot be assessed.
 
     rows: of `accuracies`.  Columns: task, group, tokens, and of the last step chance, ceiling, accuracy, score,
-    passing, seeds, assessable; in the order of the rows.  A step that some seed of the group lacks is left out.
+    weakest, passing, seeds, assessable; in the order of the rows.  A step that some seed of the group lacks is left
+    out.
     """
-    along = summary.gate(rows, ["task", "group", "train_tokens"], score=score, share=share)
+    along = competence.gate(rows, ["task", "group", "train_tokens"], score=score, share=share)
     places = [rows[name].unique() for name in ("task", "group")]
     seeds = rows.groupby("group")["member_id"].nunique()
     along = along[along["seeds"] == along["group"].map(seeds)].sort_values("train_tokens")
@@ -66,7 +70,7 @@ def learned(rows: pd.DataFrame, *, score: float, share: float) -> pd.DataFrame:
 
 def learned_text(found: pd.DataFrame) -> str:
     """The table in Markdown: tasks down, groups across; tokens until the gate is passed, and the normalised
-    score at the end, in brackets."""
+    score at the end, in brackets, and the weakest part of a task that cannot be assessed."""
     headers, *lines = learned_cells(found, list(dict.fromkeys(found["group"])))
     rule = ["---", *["---:"] * (len(headers) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (headers, rule, *lines))
@@ -84,4 +88,7 @@ def learned_cells(found: pd.DataFrame, groups: Sequence[str]) -> list[list[str]]
 
 def _cell(cell: pd.Series) -> str:
     score = f"{cell['score']:.2f}"
-    return f"{cell['tokens'] / 1e6:.3g}M ({score})" if cell["assessable"] else f"not assessable ({score})"
+    if cell["assessable"]:
+        return f"{cell['tokens'] / 1e6:.3g}M ({score})"
+    part = cell["weakest"] if cell["weakest"] != competence.POOLED else ""
+    return f"not assessable ({', '.join(filter(None, (score, part)))})"

@@ -20,9 +20,9 @@ KINDS = (SequenceMetric, PerToken, Statistic)
 
 
 class Batches(NamedTuple):
-    """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored, foil and bytes [n, B, S],
-    options [n, B, S, 4], values [n, B, 2], counted [n, B], direction [n, B, S, D] or None, temperature [n, B] or
-    None; see `Batch`."""
+    """An evaluation set on the device, cut into n batches: tokens [n, B, T], scored, foil, bytes and entropy
+    [n, B, S], options [n, B, S, 4], values [n, B, 2], counted [n, B], direction [n, B, S, D] or None, temperature
+    [n, B] or None; see `Batch`."""
 
     tokens: Array
     scored: Array
@@ -30,6 +30,7 @@ class Batches(NamedTuple):
     options: Array
     values: Array
     bytes: Array
+    entropy: Array
     counted: Array
     direction: Array | None = None
     temperature: Array | None = None
@@ -40,7 +41,7 @@ class Batches(NamedTuple):
         said at one temperature."""
         N = len(evaluation.tokens_NT)
         place = np.arange(-(-N // batch) * batch)
-        names = "tokens_NT", "scored_NS", "foil_NS", "options_NSO", "values_N2", "bytes_NS"
+        names = "tokens_NT", "scored_NS", "foil_NS", "options_NSO", "values_N2", "bytes_NS", "entropy_NS"
         arrays = [getattr(evaluation, name) for name in names]
         parts = [jnp.asarray(a[place % N].reshape(-1, batch, *a.shape[1:])) for a in arrays]
         counted = (place < N).astype(np.float32).reshape(-1, batch)

@@ -50,7 +50,7 @@ def values(subject: Subject, measured: Measured) -> Iterator[dict]:
             continue
         for place in metric.places(shape):
             if isinstance(metric, SequenceMetric):
-                yield from sequence_rows(metric, place, *next(columns), evaluation)
+                yield from sequence_rows(metric, place, *next(columns), evaluation, shape)
             else:
                 yield value_row(metric, place, "all", next(statistics), evaluation.scored_NS.size)
 
@@ -101,16 +101,19 @@ def of_groups(value_CN: np.ndarray, evaluation: EvalSet) -> np.ndarray:
 
 def sequence_rows(
     metric: SequenceMetric, place: Place, sum_N: np.ndarray, count_N: np.ndarray, sum_G: np.ndarray,
-    count_G: np.ndarray, evaluation: EvalSet,
+    count_G: np.ndarray, evaluation: EvalSet, shape: Shape,
 ) -> Iterator[dict]:  # fmt: skip
     """Values on all sequences and on each task; G as `of_groups`."""
     groups: list[tuple[str, Task | None]] = [("all", None)]
-    if len(evaluation.tasks) > 1 or metric.bounds:
-        groups += [(task.name, task) for task in evaluation.tasks]
+    if len(evaluation.tasks) > 1 or metric.bounds or metric.of_task:
+        groups += [(task.name, task) for task in as_asked(evaluation)]
     for i, (task, definition) in enumerate(groups):
         if count_G[i] == 0:
             continue
-        row = value_row(metric, place, task, metric.finish(sum_G[i] / count_G[i]), int(count_G[i]))
+        value = finished(metric, sum_G[i] / count_G[i], definition, shape)
+        if value is None:
+            continue
+        row = value_row(metric, place, task, value, int(count_G[i]))
         if metric.each and row["value"] is not None:
             index = evaluation.task_N == i - 1 if i else slice(None)
             if (count_N[index] > 0).all():
@@ -129,9 +132,26 @@ def set_rows(metric: SetMetric, value_NS: np.ndarray, shape: Shape, evaluation: 
                 yield row | bounds(metric, definition)
 
 
+def finished(metric: SequenceMetric, mean: float, task: Task | None, shape: Shape) -> float | None:
+    """What rows tell of a mean over a task, None for all of them; None where the metric tells nothing of it."""
+    if metric.of_task is None:
+        return metric.finish(mean)
+    return None if task is None else metric.of_task(mean, task, shape)
+
+
+@functools.lru_cache(maxsize=8)
+def as_asked(evaluation: EvalSet) -> tuple[Task, ...]:
+    """The tasks, with chance and ceiling of the levels that the evaluation asks them at."""
+    level = [
+        evaluation.level_NS[evaluation.scored_NS & (evaluation.task_N == i)[:, None]]
+        for i in range(len(evaluation.tasks))
+    ]
+    return tuple(task.at(level_M) for task, level_M in zip(evaluation.tasks, level, strict=True))
+
+
 class Part(NamedTuple):
-    """Groups of tokens that do not overlap.  group_NS: the group of each token, -1 in none; of each group its task
-    and its label, what rows tell as `at` of the axis."""
+    """Groups of tokens that do not overlap.  group_NS: the group of each token, -1 in none; of each group its task,
+    as it is asked there, and its label, what rows tell as `at` of the axis."""
 
     axis: str
     group_NS: np.ndarray
@@ -142,7 +162,7 @@ class Part(NamedTuple):
 def parts(by: str, evaluation: EvalSet, stream: Stream) -> tuple[Part, ...]:
     """The groups of each task and, where groups are common to tasks, those of all."""
     axis, label_NS, common = GROUPS[by](evaluation, stream)
-    tasks = [(task.name, task) for task in evaluation.tasks]
+    tasks = [(task.name, task) for task in as_asked(evaluation)]
     divisions = [([("all", None)], np.zeros_like(evaluation.task_N))] if common else []
     if len(tasks) > 1 or not divisions:
         divisions.append((tasks, evaluation.task_N))
@@ -154,9 +174,11 @@ def parts(by: str, evaluation: EvalSet, stream: Stream) -> tuple[Part, ...]:
         known, group = np.unique(pairs, axis=1, return_inverse=True)
         group_NS = np.full(label_NS.shape, -1)
         group_NS[counted_NS] = group
-        found.append(
-            Part(axis, group_NS, tuple((*named[int(task)], float(label)) for task, label in known.T))
-        )
+        of_each = [(*named[int(task)], float(label)) for task, label in known.T]
+        if axis == "level":
+            original = {task.name: task for task in evaluation.tasks}
+            of_each = [(name, original[name].at(np.array([label])), label) for name, _, label in of_each]
+        found.append(Part(axis, group_NS, tuple(of_each)))
     return tuple(found)
 
 

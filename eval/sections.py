@@ -8,6 +8,7 @@ import pandas as pd
 from wane.eval import cost_table, summary, tables
 from wane.eval.calibrated import transfer_section
 from wane.eval.collapse_table import collapse_section
+from wane.eval.competence import POOLED
 from wane.eval.depth_table import depth_section
 from wane.eval.hazard_table import hazard_section
 from wane.eval.headline import headline
@@ -167,8 +168,9 @@ def _tasks(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame) -> str:
         return f"<p>{tables.NONE}</p>"
     note = (
         '<p class="note">Accuracy of the undegraded models. A seed passes when (accuracy − chance) / (ceiling − '
-        f"chance) is at least {score:g}; what a task loses under degradation can be judged only where at least "
-        f"{share:.0%} of the seeds pass.</p>"
+        f"chance) is at least {score:g} in the weakest part of the task, which is named where the gate is closed "
+        f"({POOLED}: accuracy_by_level was not measured); what a task loses under degradation can be judged only "
+        f"where at least {share:.0%} of the seeds pass.</p>"
     )
     return note + tables.competence(gate, list(shapes["group"]))
 

@@ -135,8 +135,9 @@ class Examine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Competence gate: a task is assessable for a shape when its normalised score,
-    (accuracy - chance) / (ceiling - chance), reaches `score` in at least `seeds` of the seeds."""
+    """Competence gate: a task is assessable for a shape when its normalised score, (accuracy - chance) /
+    (ceiling - chance) of its weakest part (`wane.eval.competence`), reaches `score` in at least `seeds` of the
+    seeds."""
 
     score: float = 0.9
     seeds: float = 0.8

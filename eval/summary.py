@@ -12,6 +12,8 @@ import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 from scipy import stats
 
+from wane.eval.competence import WEAKEST, WEAKEST_SCORE, gate, with_parts
+
 AXES = {
     "severity": "severity",
     "removed_fraction": "removed fraction",
@@ -24,7 +26,8 @@ FEW_SEEDS = 5  # below, a t-interval is so wide that the plain range says more
 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with `group`, `curve` and rows of excess loss (loss(s) - loss(0)) and perplexity added.
-    Values that are of one layer, level or position are left out."""
+    Values that are of one layer, level or position are left out; what the competence gate reads of them is kept."""
+    frame = with_parts(frame, untouched(frame))
     frame = named(frame[frame["axis"].isna()])
     loss = frame[frame["metric"] == "loss"]
     derived = [_excess_loss(loss)]
@@ -152,36 +155,17 @@ def interval_factor(seeds):
 
 
 def undegraded(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row per finished member and task: group, member_id, task, value, chance, ceiling at severity 0."""
+    """One row per finished member and task at severity 0: group, member_id, task, value, chance, ceiling, and the
+    columns of `with_parts`."""
     rows = plain(frame)
     rows = rows[(rows["metric"] == metric) & untouched(rows) & (rows["status"] == "ok")]
-    return rows.groupby(["group", "member_id", "task"])[["value", "chance", "ceiling"]].mean().reset_index()
+    columns = dict.fromkeys(["value", "chance", "ceiling", WEAKEST_SCORE], "mean") | {WEAKEST: "first"}
+    return rows.groupby(["group", "member_id", "task"]).agg(columns).reset_index()
 
 
 def competence(frame: pd.DataFrame, *, score: float, share: float) -> pd.DataFrame:
     """The competence gate of finished models, per task and group; columns of `gate`."""
     return gate(undegraded(frame, "accuracy"), ["task", "group"], score=score, share=share)
-
-
-def gate(rows: pd.DataFrame, by: list[str], *, score: float, share: float) -> pd.DataFrame:
-    """The competence gate of rows of accuracy, for each of `by`: a seed passes when (accuracy - chance) /
-    (ceiling - chance) is at least `score`; a task is assessable when a `share` of the seeds passes.
-
-    Columns: by, chance, ceiling, accuracy and score (means over seeds), passing, seeds, assessable.
-    """
-    rows = rows[(rows["ceiling"] - rows["chance"]) > 0]
-    normalised = (rows["value"] - rows["chance"]) / (rows["ceiling"] - rows["chance"])
-    rows = rows.assign(score=normalised, passing=normalised >= score)
-    found = rows.groupby(by).agg(
-        chance=("chance", "mean"),
-        ceiling=("ceiling", "mean"),
-        accuracy=("value", "mean"),
-        score=("score", "mean"),
-        passing=("passing", "sum"),
-        seeds=("passing", "size"),
-    )
-    found["assessable"] = found["passing"] >= share * found["seeds"] - 1e-9  # 4 of 5 is 80 %, also in floats
-    return found.reset_index()
 
 
 def diverged(frame: pd.DataFrame) -> pd.DataFrame:

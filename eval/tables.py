@@ -115,7 +115,10 @@ def competence(gate: pd.DataFrame, groups: Sequence[str]) -> str:
 
 def _gate_cell(cell: pd.Series) -> str:
     words = f"{cell['accuracy']:.3f} <small>{cell['passing']}/{cell['seeds']} seeds</small>"
-    return words if cell["assessable"] else f'<span class="closed">{words}<br>not assessable</span>'
+    if cell["assessable"]:
+        return words
+    part = f" <small>{_text(cell['weakest'])}: {cell['score']:.2f}</small>" if cell["weakest"] else ""
+    return f'<span class="closed">{words}<br>not assessable{part}</span>'
 
 
 def diverged(rows: pd.DataFrame) -> str:

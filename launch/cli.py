@@ -88,7 +88,8 @@ class Report:
 class Learned:
     """Show which tasks each shape has learnt, in how many tokens: the competence gate along training.
 
-    A study measures its members along training at its `sweep_steps`.
+    A study measures its members along training at its `sweep_steps`.  The gate asks for the weakest part of a task
+    where accuracy_by_level was measured, and for all answers together elsewhere (docs/learnability.csv).
 
     Examples:
       wane learned runs/learnability

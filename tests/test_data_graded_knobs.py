@@ -87,8 +87,10 @@ def solve_sums(tokens, digits=1):
                 if i < len(tokens):
                     own = [number[place] - 32 for number in numbers]
                     total = own[0] + sum(s * a for s, a in zip(signs[:n], own[1 : n + 1], strict=True))
+                    short = total - signs[n - 1] * own[n]  # without the last term
                     level = n + 10 * written
-                    solved[i] = {32 + total % 7}, level if digits == 1 else 10 * level + place + 1, {-1}
+                    foil = -1 if (total - short) % 7 == 0 else 32 + short % 7
+                    solved[i] = {32 + total % 7}, level if digits == 1 else 10 * level + place + 1, {foil}
     return solved
 
 
@@ -135,8 +137,20 @@ def solve_facts(tokens):
     for name, words, places in statements_in(tokens):
         for word, at in zip(words, places, strict=True):
             answer = facts_told("K3")[name, word % 4]
-            solved |= {i: ({answer[n]}, n + 1, {-1}) for n, i in enumerate(at)}
+            others = [facts_told("K3")[other, word % 4] for other in namesakes()[name]]
+            for n, i in enumerate(at):
+                foils = {other[n] for other in others}
+                solved[i] = {answer[n]}, n + 1, foils - {answer[n]} | ({-1} if answer[n] in foils else set())
     return solved
+
+
+@cache
+def namesakes():
+    """K3: of every name the others that begin alike; of those that begin like no other, one another."""
+    names = {name for name, _ in facts_told("K3")}
+    first = Counter(name[0] for name in names)
+    family = {name: name[0] if first[name[0]] > 1 else None for name in names}
+    return {name: [o for o in names if o != name and family[o] == family[name]] for name in names}
 
 
 def item_of_recall(tokens):
@@ -162,7 +176,11 @@ def solve_recall(tokens):
             slots = min(3 * len(value), (len(tokens) - 1) // 4 - len(value))
             for name, i in asked.items():
                 at = range(start + i, min(start + i + 3, len(tokens)))
-                solved |= {j: ({value[name][n]}, 10 * len(value) + n + 1, {-1}) for n, j in enumerate(at)}
+                place = list(value).index(name)
+                beside = list(value.values())[place + 1 if place % 2 == 0 else place - 1]
+                for n, j in enumerate(at):
+                    foil = -1 if beside[n] == value[name][n] else beside[n]
+                    solved[j] = {value[name][n]}, 10 * len(value) + n + 1, {foil}
             width += 4 * slots
         start += width
     return solved
@@ -486,8 +504,8 @@ def test_wrong_options_stand_in_the_item_like_the_answer(task, context):
     assert np.mean(guessed) < 0.26
 
 
-def test_wrong_options_of_a_kind_are_uniform_over_it():
-    """K: a value is offered as often as any other of its half."""
+def test_wrong_options_of_a_kind_are_as_frequent_as_its_answers():
+    """K: of 64 entities some values have many and some have none, and the frequency tells no answer."""
     data = open_data(Data(context=128, facts=64, task_shares={"K": 1.0}), steps=1, batch_size=1).evaluation(
         900, 0
     )
@@ -498,8 +516,15 @@ def test_wrong_options_of_a_kind_are_uniform_over_it():
     for half in (range(320, 384), range(384, 448)):
         count = np.bincount(wrong[np.isin(wrong, half)] - half[0], minlength=64)
         right = np.bincount(answers[np.isin(answers, half)] - half[0], minlength=64)
-        expected = 3 * (right.sum() - right) / 63
-        np.testing.assert_allclose(count / expected, 1, atol=6 / math.sqrt(expected.mean()))
+        assert (count[right == 0] == 0).all()
+        assert right.std() / right.mean() > 0.5
+        assert np.corrcoef(count, right)[0, 1] > 0.98
+        frequent = right[options[np.isin(answers, half)] - half[0]]
+        best = frequent == frequent.max(axis=1, keepdims=True)
+        hit = (best & (options[np.isin(answers, half)] == answers[np.isin(answers, half)][:, None])).any(
+            axis=1
+        )
+        assert (hit / best.sum(axis=1)).mean() < 0.33  # who says the most frequent of the four
 
 
 def test_tags_have_not_moved_and_categories_hold_every_task_once():

@@ -74,11 +74,12 @@ def test_accuracies_are_of_models_as_they_were_trained():
     base = {
         "metric": "accuracy", "axis": None, "severity": 0.0, "severity_2": None, "pruned": "never", "status": "ok",
         "chance": 0.1, "ceiling": 1.0, "shape": "d32", "arm": "", "member_id": "m", "task": "S", "value": 0.9,
-        "train_tokens": 10,
+        "train_tokens": 10, "train_step": 1, "evaluation_digest": "e", "at": None, "count": 5,
     }  # fmt: skip
+    of_level = {"metric": "accuracy_by_level", "axis": "level", "at": 3.0}
     others = (
         {"severity": 0.5, "pruned": "after"}, {"severity_2": 0.5}, {"axis": "level"}, {"metric": "loss"},
-        {"pruned": "before"}, {"chance": None}, {"status": "diverged"},
+        {"pruned": "before"}, {"chance": None}, {"status": "diverged"}, of_level,
     )  # fmt: skip
     table = pd.DataFrame([base, *(base | other | {"value": 0.1} for other in others)])
     found = accuracies(table)
@@ -91,8 +92,15 @@ def test_accuracies_are_of_models_as_they_were_trained():
             "value": 0.9,
             "chance": 0.1,
             "ceiling": 1,
+            "weakest": pytest.approx(math.nan, nan_ok=True),
+            "weakest_score": pytest.approx(math.nan, nan_ok=True),
         }
     ]
+    in_parts = [
+        row | {"task": "B"} for row in (base, base | of_level, base | of_level | {"at": 0.0, "value": 1.0})
+    ]
+    (found,) = accuracies(pd.DataFrame(in_parts)).to_dict("records")
+    assert (found["weakest"], found["weakest_score"]) == ("triggered", pytest.approx(0.8 / 0.9))
 
 
 def test_the_table_of_a_file_is_the_table_of_its_study(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Graded tasks beyond accuracy: the options that are drawn, and every readout against a loop over tokens."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -53,16 +54,44 @@ def test_options_of_every_task():
     np.testing.assert_array_equal(half.values_N2[:2], data.values_N2[1:3])
 
 
-def test_wrong_options_are_uniform_and_the_order_tells_nothing():
+def test_wrong_options_are_as_frequent_as_answers_and_the_order_tells_nothing():
     M, count = 40_000, 6
     answer, foil = np.full(M, 2), np.where(np.arange(M) < M // 2, -1, 5)
-    options = drawn(np.random.default_rng(0), answer, foil, count, 100)
-    free, forced = (np.bincount((part - 100).ravel(), minlength=count) for part in np.split(options, 2))
+    options = drawn(np.random.default_rng(0), answer, [foil[:, None]], np.full(count, 9))
+    free, forced = (np.bincount(part.ravel(), minlength=count) for part in np.split(options, 2))
     expected = np.where(np.arange(count) == 2, 1, 3 / 5) * M / 2
     np.testing.assert_allclose(free, expected, rtol=0.03)
     expected = np.where(np.isin(np.arange(count), (2, 5)), 1, 2 / 4) * M / 2
     np.testing.assert_allclose(forced, expected, rtol=0.03)
-    np.testing.assert_allclose((options == 102).mean(axis=0), 1 / 4, atol=0.01)
+    np.testing.assert_allclose((options == 2).mean(axis=0), 1 / 4, atol=0.01)
+    weight = np.array([1, 2, 5, 3, 0, 4])
+    options = drawn(np.random.default_rng(1), answer, [np.full((M, 1), -1)], weight)
+    p, left = np.delete(weight, 2) / 10, np.zeros(5)
+    for first, second, third in itertools.permutations(np.flatnonzero(p), 3):  # without replacement
+        chance = p[first] * p[second] / (1 - p[first]) * p[third] / (1 - p[first] - p[second])
+        left[[first, second, third]] += chance
+    found = np.delete(np.bincount(options.ravel(), minlength=count), 2) / M
+    np.testing.assert_allclose(found, left, atol=0.015)
+
+
+def test_wrong_options_come_in_the_order_of_their_ranks():
+    """Against a slow reader: every option of a rank is taken before one of the next."""
+    rng = np.random.default_rng(3)
+    M, count = 500, 9
+    answer = rng.integers(count, size=M)
+    ranks = [rng.integers(-1, count, size=(M, width)) for width in (2, 1, 3)]
+    options = drawn(rng, answer, ranks, rng.integers(3, size=count))
+    for m in range(M):
+        named, place = {int(answer[m])}, [{int(answer[m])}]
+        for rank in ranks:
+            place.append(set(rank[m].tolist()) - named - {-1})
+            named |= place[-1]
+        place.append(set(range(count)) - named)
+        left, room = set(options[m].tolist()), 4
+        assert len(left) == 4
+        for values in place:
+            assert len(left & values) == min(room, len(values))
+            room -= len(left & values)
 
 
 def test_is_largest_is_argmax_with_ties():

@@ -12,6 +12,7 @@ from wane.eval.metrics import (
     crossing,
     deployment,
     deviation_steps,
+    excess,
     factorial,
     generation,
     loss,
@@ -35,6 +36,7 @@ from wane.scaling.config import close_matches
 INSTRUMENTS: dict[str, tuple[Metric, ...]] = {
     "prediction": loss.METRICS,
     "answers": answers.METRICS,
+    "excess": excess.METRICS,
     "resolution": resolution.METRICS,
     "probes": probes.METRICS,
     "structure": structure.METRICS,

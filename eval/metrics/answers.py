@@ -153,7 +153,7 @@ METRICS = (
     ),
     SequenceMetric(
         name="accuracy_of_options",
-        version=3,
+        version=4,
         unit="fraction",
         meaning="share of answers that are the most likely of 4 options, the foil among them where there is one",
         better="higher",
@@ -162,6 +162,7 @@ METRICS = (
     ),
     SequenceMetric(
         name="forced_choice",
+        version=2,
         unit="fraction",
         meaning="share of answers that are more likely than their foil (2AFC); ties count one half",
         better="higher",
@@ -170,6 +171,7 @@ METRICS = (
     ),
     SequenceMetric(
         name="log_odds",
+        version=2,
         unit="nats",
         meaning="log p(answer) - log p(foil)",
         better="higher",
@@ -190,12 +192,14 @@ METRICS = (
         measure=per_sequence(answer_entropy),
     ),
     TokenMetric(
+        usual=True,  # the competence gate asks for it
         name="accuracy_by_level",
         unit="fraction",
         meaning="accuracy at each difficulty of a graded task",
         better="higher",
         measure=hit,
         by="level",
+        bounds=task_bounds,
     ),
     TokenMetric(
         name="loss_by_level",
@@ -207,6 +211,7 @@ METRICS = (
     ),
     TokenMetric(
         name="forced_choice_by_level",
+        version=2,
         unit="fraction",
         meaning="forced_choice at each difficulty of a graded task",
         better="higher",
@@ -216,6 +221,7 @@ METRICS = (
     ),
     TokenMetric(
         name="log_odds_by_level",
+        version=2,
         unit="nats",
         meaning="log_odds at each difficulty of a graded task",
         better="higher",

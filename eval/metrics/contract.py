@@ -103,11 +103,13 @@ class Metric:
 class SequenceMetric(Metric):
     """measure(view) -> (sum, count), both f32 [B], or [B, P] with P places; the value of a set of sequences is
     finish(sum of sums / sum of counts).  each: rows keep the value of every evaluation sequence, for paired
-    comparisons (one place only)."""
+    comparisons (one place only).  of_task: in place of finish, for what depends on the task and the shape; rows
+    then are of single tasks, those that it has a number for."""
 
     measure: Callable[[View], tuple[Array, Array]]
     finish: Callable[[float], float] = float
     each: bool = False
+    of_task: Callable[[float, Task, Shape], float | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ READ = 2  # tokens of every sequence that is looked at whose state is read behin
 
 class Alone(NamedTuple):
     """Every degraded block on the undegraded stream that enters it.  updates: what its sublayers and the block add
-    against what those of the trained one do, [L, 3, b, S]; energy: |f(x)|^2 of the latter.  before, after: the stream
-    behind each sublayer, undegraded and with that sublayer alone degraded, at few tokens [L, 2, b, READ, D]."""
+    against what those of the trained one do, [L, 3, b, S]; energy: of the latter, |f(x)|^2.  before, after: the
+    stream behind each sublayer, undegraded and with that sublayer alone degraded, at few tokens [L, 2, b, READ, D].
+    """
 
     updates: Geometry
     energy: Array

@@ -92,7 +92,9 @@ def beside(
         f"{name}_full": (over_all, f"{name}, over the full vocabulary at the same tokens"),
     }
     return tuple(
-        SequenceMetric(name=each, meaning=said, measure=at_answers(of_pair, over), relative=True, **about)
+        SequenceMetric(
+            name=each, meaning=said, measure=at_answers(of_pair, over), relative=True, version=2, **about
+        )
         for each, (over, said) in told.items()
     )
 

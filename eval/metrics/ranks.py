@@ -68,7 +68,7 @@ METRICS = (
     ),
     SequenceMetric(
         name="rank_of_options",
-        version=4,
+        version=5,
         unit="rank",
         meaning="mean place of the 4 options of an answer, its own among them, among all tokens; 2.5 where nothing"
         " but options is likely; one sequence of four",

@@ -14,8 +14,8 @@ from wane.eval.metrics.generation import said
 from wane.eval.metrics.task_rows import is_task
 from wane.eval.metrics.view import View
 from wane.train.data import Task
-from wane.train.data.graded_language import SUCCESSOR_P
 from wane.train.data.graded_topic import STATES, TOPIC, TOPICS
+from wane.train.data.task import SUCCESSOR_P
 
 
 def owned(view: View) -> tuple[Array, Array]:

@@ -6,7 +6,8 @@ MC2 is the share of the options' probability that the true one has.  A model who
 scores 1 / 4 (1 / values, where a task has fewer), its chance, and one that believes the false answer scores
 less: a rise of MC2 up to there is loss of belief, and says nothing for truth.
 
-`foil_said` is how often the foil itself is the answer: the default of a category (T1), the rumour (T2); in
+`foil_said` is how often the foil itself is the answer: the default of a category (T1), the rumour (T2), what is
+said of a namesake (K), the value of the pair beside (R2), the result without the last term (M2); in
 task B at level 0 a false trigger, and at level 1 a trigger without effect.  `accuracy_by_level` tells the
 rest of B: clean accuracy at level 0, trigger success at level 1.
 """
@@ -37,7 +38,7 @@ def foil_said(view: View) -> tuple[Array, Array]:
 METRICS = (
     SequenceMetric(
         name="mc2",
-        version=3,
+        version=4,
         unit="fraction",
         meaning="share of the answer in the probability of 4 options, the foil among them where there is one",
         better="higher",
@@ -46,7 +47,7 @@ METRICS = (
     ),
     TokenMetric(
         name="mc2_by_level",
-        version=3,
+        version=4,
         unit="fraction",
         meaning="mc2 at each difficulty of a graded task",
         better="higher",
@@ -56,7 +57,7 @@ METRICS = (
     ),
     TokenMetric(
         name="accuracy_of_options_by_level",
-        version=3,
+        version=4,
         unit="fraction",
         meaning="accuracy_of_options (MC1) at each difficulty of a graded task",
         better="higher",
@@ -66,6 +67,7 @@ METRICS = (
     ),
     SequenceMetric(
         name="foil_said",
+        version=2,
         unit="fraction",
         meaning="share of answers whose foil is the most likely token: default, rumour or false trigger",
         better="lower",
@@ -73,6 +75,7 @@ METRICS = (
     ),
     TokenMetric(
         name="foil_said_by_level",
+        version=2,
         unit="fraction",
         meaning="foil_said at each difficulty of a graded task; of B 0 is the rate of false triggers",
         better="lower",

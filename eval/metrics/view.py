@@ -17,8 +17,9 @@ class Batch(NamedTuple):
     """B windows of T = S + 1 tokens.  scored: the tokens that count for accuracy; foil: the wrong answer of a
     forced choice, -1 where there is none; options: four that hold the answer, -1 for none; values: (first,
     count) of the tokens among which answers are, (0, 0) for text; bytes: UTF-8 bytes of each predicted token, 0
-    where there are none; counted_B: f32, 0 for a sequence that only fills the last batch; direction_BSD: that of
-    noise on the embeddings or of an attack, where it is known; temperature_B: of what is said, None for 0."""
+    where there are none; entropy: f32, nats of a scored token that nobody can predict, -1 where nobody told;
+    counted_B: f32, 0 for a sequence that only fills the last batch; direction_BSD: that of noise on the embeddings
+    or of an attack, where it is known; temperature_B: of what is said, None for 0."""
 
     tokens_BT: Array
     scored_BS: Array
@@ -26,6 +27,7 @@ class Batch(NamedTuple):
     options_BSO: Array
     values_B2: Array
     bytes_BS: Array
+    entropy_BS: Array
     counted_B: Array
     direction_BSD: Array | None = None
     temperature_B: Array | None = None

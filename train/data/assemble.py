@@ -54,9 +54,11 @@ def _open_graded(config: Data) -> tuple[list[GradedSource], list[float]]:
     if not config.graded:
         return [], []
     total, shares = config.source_weights["graded"], config.shares
-    world = World(seed=config.world_seed, facts=config.facts)
+    world = World(
+        seed=config.world_seed, facts=config.facts, successors=config.successors, exceptions=config.exceptions
+    )
     sources = [
-        GradedSource(task=task, world=world, length=config.context + 1)
+        GradedSource(task=task.in_world(world), world=world, length=config.context + 1)
         for name, task in TASKS.items()
         if name in shares
     ]

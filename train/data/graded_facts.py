@@ -55,10 +55,28 @@ def values_of_entities(world: World, tokens: int) -> np.ndarray:
     return number + FIRST_VALUE[:, None]
 
 
+@lru_cache(maxsize=8)
+def namesake(world: World) -> np.ndarray:
+    """Of every entity the next one [facts] whose name has the same first token, the last being followed by the
+    first: what comes of reading half of a name.  Those that are alone take the next one that is alone.  Every
+    entity is the namesake of one, so that values are as frequent as foils as they are as answers."""
+    first = entities(world)[0][:, 0]
+    alone = np.bincount(first)[first] == 1
+    family = np.where(alone, -1, first)
+    order = np.argsort(family, kind="stable")
+    starts = np.flatnonzero(np.diff(family[order], prepend=-2))
+    follows = np.roll(order, -1)
+    follows[np.append(starts[1:], len(order)) - 1] = order[starts]
+    found = np.empty_like(order)
+    found[order] = follows
+    return found
+
+
 def facts(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
     """Statements: a name, then (attribute word, value) four times, in the words of one of 4 templates and
     some order.  Scored: the values.  Evaluation uses only the forms (template, order) that training never
-    does.  No entity comes twice in a row while there are enough of them, so nothing is read off the context."""
+    does.  No entity comes twice in a row while there are enough of them, so nothing is read off the context.
+    Foil: the value of the same attribute of a `namesake`, none where it is the same."""
     names, name_lengths, _ = entities(world)
     values, width = values_of_entities(world, TOKENS[task]), 1 + TOKENS[task]
     count = -(-(length - 1) // (2 + width * ATTRIBUTES))
@@ -74,7 +92,18 @@ def facts(rng, rows: int, length: int, world: World, role: Role, *, task: str) -
     level_I = np.append(np.full(LONGEST_NAME, -1), np.tile(level_W, ATTRIBUTES))
     at = np.arange(items.shape[-1])
     keep = (at >= LONGEST_NAME) | (at < name_lengths[entity][..., None])
-    return tagged(task, items, np.broadcast_to(level_I, items.shape), keep, length)
+    other = np.full_like(said, -1).reshape(*order.shape, width)
+    other[..., 1:] = np.take_along_axis(values[namesake(world)[entity]], order[..., None], axis=-2)
+    foil = np.full_like(items, -1)
+    foil[..., LONGEST_NAME:] = other.reshape(said.shape)
+    return tagged(
+        task, items, np.broadcast_to(level_I, items.shape), keep, length, np.where(foil == items, -1, foil)
+    )
+
+
+def told_by(world: World, *, task: str) -> dict[str, int]:
+    """How much there is to be known."""
+    return {"stored": world.facts * ATTRIBUTES * TOKENS[task]}
 
 
 class Exposure(NamedTuple):
@@ -109,6 +138,7 @@ TASKS = (
         answers=(VALUE, VALUES),
         types=TYPES,
         generate=partial(facts, task="K"),
+        follows=partial(told_by, task="K"),
         names=NAMES,
     ),
     GradedTask(
@@ -120,10 +150,12 @@ TASKS = (
         knobs="data.facts entities of 4 x 18 bits; 3 tokens of 64, by chance all right 1 in 64^3; "
         "4 templates x 24 orders, a quarter kept for evaluation",
         level="1, 2, 3: which token of the value",
+        part=several.part,
         answers=(VALUE, VALUES),
         types=TYPES,
         mixed=False,
         generate=partial(facts, task="K3"),
+        follows=partial(told_by, task="K3"),
         names=NAMES,
     ),
 )

@@ -185,6 +185,24 @@ def _content(answer_MA: np.ndarray, end_M: np.ndarray) -> np.ndarray:
     return np.take_along_axis(np.where(says, answer_MA, SIZE), front, axis=1)
 
 
+@lru_cache(maxsize=1)
+def _chances() -> dict[int, float]:
+    """That of `_chance` by level, for the numbers of arguments that are asked for at it."""
+    guesses = 1 / np.array([1, ARGUMENTS, CLASSES, MOST + 1, 1, 1])
+    found: dict[int, list[float]] = {}
+    for new, forms in enumerate((SEEN_FORMS, HELD_OUT_FORMS)):
+        for form, count in forms.tolist():
+            for place, (source, kind) in enumerate(zip(PLAN[form, count], KINDS[form, count], strict=True)):
+                if source != NOTHING:
+                    part = 2 if source == FROM_END else min(place, 1)
+                    found.setdefault(100 * (1 + form) + 10 * new + part, []).append(guesses[kind])
+    return {level: float(np.mean(guess)) for level, guess in found.items()}
+
+
+def chance_at(level: np.ndarray) -> np.ndarray:
+    return np.array([_chances()[int(l)] for l in level])
+
+
 def _chance() -> float:
     """A uniform guess among the tokens of the right kind; markers and END are certain, given the form."""
     guesses = 1 / np.array([1, ARGUMENTS, CLASSES, MOST + 1, 1, 1])
@@ -202,11 +220,13 @@ TASKS = (
         name="I",
         title="instruction: 4 to 8 symbols in the form that a word asks for",
         chance=_chance(),
+        chance_at=chance_at,
         ceiling=1.0,
         scored="every token of the answer and its end",
         knobs="copy, reverse, sort, every second, count, wrap, twice, class of each; one length of each kept "
         "for evaluation, where it is half of the items",
         level="100 x format (1..8) + 10 where format x length is held out + 0 first token, 1 later, 2 end",
+        part=lambda level: "held-out length" if level % 100 >= 10 else "length of training",
         answers=(END, CLOSE + 1 - END),
         types=TYPES,
         mixed=False,

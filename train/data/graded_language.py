@@ -1,15 +1,16 @@
 """L1, L2, L3: the structure of language in three sizes: next symbol, agreement, nesting."""
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from wane.train.data import key
-from wane.train.data.task import GradedTask, Role, Rows, World
+from wane.train.data.task import SUCCESSOR_P, GradedTask, Role, Rows, World, nats
 from wane.train.data.vocabulary import END, SYMBOL, TAGS, WORD, pack
 
 STATES = 64
-SUCCESSOR_P = (0.5, 0.25, 0.15, 0.1)  # entropy rate 1.208 nats
 ORDER = {"L1": 1, "L1o2": 2}  # on how many states before it the next one depends
 TABLE = {1: "markov", 2: "markov of order 2"}  # what their tables are drawn by
 
@@ -34,29 +35,44 @@ def table(rng: np.random.Generator) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def markov(rng: np.random.Generator, rows: int, length: int, world: World, order: int = 1) -> np.ndarray:
-    """States [rows, length] of the Markov chain, started in its stationary distribution."""
+def markov(
+    rng: np.random.Generator,
+    rows: int,
+    length: int,
+    world: World,
+    order: int = 1,
+    p: Sequence[float] = SUCCESSOR_P,
+) -> np.ndarray:
+    """States [rows, length] of the Markov chain, started in its stationary distribution.  p: of the successors."""
     later = STATES ** (order - 1)  # contexts without their earliest state
     contexts = np.arange(STATES * later)[:, None]
     onward = (contexts % later * STATES + successors(world.seed, order)).ravel()
-    edges = np.cumsum(SUCCESSOR_P[:-1])
+    edges = np.cumsum(p[:-1])
     choice_TB = np.searchsorted(edges, rng.random((length, rows)), side="right")
     context_TB = np.empty((length, rows), np.int64)
     context = rng.integers(STATES * later, size=rows)
     for t in range(length):  # the only loop over time: each state needs those before it
         context_TB[t] = context
-        context = onward.take(context * len(SUCCESSOR_P) + choice_TB[t])
+        context = onward.take(context * len(p) + choice_TB[t])
     return context_TB.T // later
 
 
 def chain(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
     """One Markov chain per row.  Scored: every symbol that has as many predecessors as it depends on."""
     tokens_BT = np.full((rows, length), TAGS[task])
-    tokens_BT[:, 1:] = SYMBOL + markov(rng, rows, length - 1, world, ORDER[task])
+    tokens_BT[:, 1:] = SYMBOL + markov(rng, rows, length - 1, world, ORDER[task], world.successors)
     level_BT = np.zeros((rows, length), np.int64)
     level_BT[:, : 1 + ORDER[task]] = -1
     return Rows.without_foil(tokens_BT, level_BT)
 
+
+def bounds_of_chain(world: World) -> Mapping[str, Any]:
+    """Who knows the context always says its likeliest successor, and has lost what the successors leave open."""
+    rate = nats(world.successors)
+    return {"ceiling": world.successors[0], "entropy": lambda level: np.full(np.shape(level), rate)}
+
+
+DEFAULT = World(seed=0, facts=1)
 
 # L2: nouns are 32 lemmas x {sg, pl}; a verb is one of 32 stems and one of two endings.
 LEMMAS, NOUN, VERB, ENDING = 32, SYMBOL, SYMBOL + 64, SYMBOL + 96
@@ -148,12 +164,13 @@ TASKS = (
         name="L1",
         title="bigram: the next symbol of a 64-state Markov chain",
         chance=1 / STATES,
-        ceiling=SUCCESSOR_P[0],
+        **bounds_of_chain(DEFAULT),
         scored="every symbol but the first",
-        knobs="4 successors with p = .5, .25, .15, .1; entropy rate 1.208 nats",
+        knobs="4 successors with p = data.successors: .5, .25, .15, .1; entropy rate 1.208 nats",
         level="",
         answers=(SYMBOL, STATES),
         generate=partial(chain, task="L1"),
+        follows=bounds_of_chain,
     ),
     GradedTask(
         name="L2",
@@ -163,6 +180,7 @@ TASKS = (
         scored="the ending of every verb",
         knobs="0..3 nouns in between; of random number in training, of the opposite number in evaluation",
         level="attractors",
+        part=lambda attractors: f"{attractors} attractors",
         answers=(ENDING, 2),
         generate=agreement,
         names=L2_NAMES,
@@ -175,6 +193,9 @@ TASKS = (
         scored="every closing bracket",
         knobs="8 types, depth at most 4, opening probability 1/2",
         level="distance",
+        part=lambda distance: (
+            "adjacent" if distance == 1 else "nested"
+        ),  # the last one opened is not the last bracket
         answers=(CLOSE, BRACKETS),
         generate=dyck,
         names=L3_NAMES,
@@ -183,12 +204,13 @@ TASKS = (
         name="L1o2",
         title="trigram: the next symbol of a chain of 64 states that looks back at two",
         chance=1 / STATES,
-        ceiling=SUCCESSOR_P[0],
+        **bounds_of_chain(DEFAULT),
         scored="every symbol but the first two",
-        knobs="4 successors of two states with p = .5, .25, .15, .1; entropy rate 1.208 nats",
+        knobs="4 successors of two states with p = data.successors: .5, .25, .15, .1; entropy rate 1.208 nats",
         level="",
         answers=(SYMBOL, STATES),
         mixed=False,
         generate=partial(chain, task="L1o2"),
+        follows=bounds_of_chain,
     ),
 )

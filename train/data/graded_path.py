@@ -71,6 +71,7 @@ TASKS = (
         scored="the nodes of the path after the start",
         knobs="2 arms of 2 or 4 nodes, 5 arms of 5, as far as the context allows; edges in random order",
         level="place in the path; 1 is the choice of the arm",
+        part=lambda place: "choice of the arm" if place == 1 else "rest of the path",
         answers=(SYMBOL, SYMBOLS),
         mixed=False,
         generate=path,

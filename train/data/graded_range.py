@@ -6,8 +6,7 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.graded_context import fill
-from wane.train.data.graded_language import SUCCESSOR_P
-from wane.train.data.task import GradedTask, Role, Rows, World
+from wane.train.data.task import SUCCESSOR_P, GradedTask, Role, Rows, World, nats
 from wane.train.data.vocabulary import EQUALS, SYMBOL, SYMBOLS, VALUE, VALUES, WORD, distinct
 
 MOST_PAIRS = 31  # a far answer then stands 32 tokens after what it answers
@@ -34,8 +33,13 @@ def images(world_seed: int) -> np.ndarray:
 def entropy(level: np.ndarray | int) -> np.ndarray:
     """Nats of an answer, given the symbol and the cell, by its level: 0, or 1.208 where it is by chance.
     What a model's loss has above it is the excess, comparable between the four cells."""
-    p = np.array(SUCCESSOR_P)
-    return np.where(np.asarray(level) >= STOCHASTIC, -(p * np.log(p)).sum(), 0.0)
+    return np.where(np.asarray(level) >= STOCHASTIC, nats(SUCCESSOR_P), 0.0)
+
+
+def cell(level: int) -> str:
+    """The cell of an answer of a level; far lags differ between contexts."""
+    chance, lag = divmod(level, STOCHASTIC)
+    return f"{'far' if lag > 1 else 'local'}, {'by chance' if chance else 'certain'}"
 
 
 def range_entropy(rng, rows: int, length: int, world: World, role: Role) -> Rows:
@@ -77,9 +81,12 @@ TASKS = (
         title="range x entropy: one map, its answers adjacent or 32 tokens away, certain or by chance",
         chance=1 / VALUES,
         ceiling=(1 + SUCCESSOR_P[0]) / 2,  # half of the rows certain, half by chance
+        ceiling_at=lambda level: np.where(level >= STOCHASTIC, SUCCESSOR_P[0], 1.0),
         scored="the answer to every symbol",
         knobs="lag 1 or 32 (shorter rows: what fits) x certain or with p = .5, .25, .15, .1; one cell per row",
         level="lag (certain), 100 + lag (by chance)",
+        part=cell,
+        entropy=entropy,
         answers=(VALUE, VALUES),
         generate=range_entropy,
         names=NAMES,

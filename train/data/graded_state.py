@@ -70,10 +70,12 @@ TASKS = (
         # A guess inside the group, weighed by scored tokens: half are of S3, half of S5, for lengths and
         # forms are drawn alike.
         chance=float((1 / SIZES).mean()),
+        chance_at=lambda level: 1 / SIZES[(np.asarray(level) // 100 == DEGREES[1]).astype(int)],
         ceiling=1.0,
         scored="every product of two factors and more",
         knobs="S3 and S5, 4..16 factors; half of the items direct, half with the product after every factor",
         level="100 x degree (3, 5) + factors so far; 50 more where steps are written",
+        part=lambda level: f"S{level // 100}, {'written' if level % 100 > STEP_LEVEL else 'direct'}",
         answers=(SYMBOL, len(ELEMENTS)),
         types=TYPES,
         generate=state,

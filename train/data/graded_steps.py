@@ -32,6 +32,16 @@ class Hops(NamedTuple):
     symbols: int
 
 
+# How often who knows the number of hops and the symbol that is asked, and nothing before it, is right: 0 hops are
+# that symbol, 1 hop is one of the 3 others; the further ones are measured.  A look at one symbol more is worth .51
+# for 1 hop, since the answer often stands between two of the symbol that is asked, and nothing for others.
+LONE_GUESS = {0: 1, 1: 1 / 3, 2: 0.51, 4: 0.35, 8: 0.27}
+
+
+def lone_guess(hops: np.ndarray) -> np.ndarray:
+    return np.array([LONE_GUESS[int(k)] for k in hops])
+
+
 HOPS = {"M1": Hops((0, 1, 2), 31), "M1d": Hops((0, 1, 2, 4, 8), 100)}
 
 
@@ -97,7 +107,8 @@ SUMS = {"M2": Sums(3), "M2l": Sums(6), "M23": Sums(3, digits=several.LONG)}
 def modular(rng, rows: int, length: int, world: World, role: Role, *, task: str) -> Rows:
     """x0 ± a1 ± ... ± an modulo 7, n = 1..terms.  Half of the items are `DIRECT x0 op a1 ... = r_n`, half
     are `STEPS x0 op a1 ... = r_1 ... r_n` with the result after every term.  Scored: all results.  Numbers of
-    several digits are added digit by digit, without carry: no digit of a result tells another."""
+    several digits are added digit by digit, without carry: no digit of a result tells another.  Foil: the result
+    without the last term, none where that is 0."""
     terms, digits = SUMS[task]
     shape = (rows, -(-(length - 1) // (3 + 3 * digits)))
     term, steps = rng.integers(1, terms + 1, size=shape), rng.integers(2, size=shape)
@@ -117,9 +128,19 @@ def modular(rng, rows: int, length: int, world: World, role: Role, *, task: str)
     items[..., last + 1 :] = DIGIT + result.reshape(*shape, terms * digits)
     keep[..., 1 + digits : last] = np.repeat(used, 1 + digits, axis=-1)
     keep[..., last + 1 :] = np.repeat(told, digits, axis=-1)
+    before = np.concatenate([x[..., :1, :], result[..., :-1, :]], axis=-2)
+    foil = np.full(items.shape, -1)
+    foil[..., last + 1 :] = DIGIT + np.where(before == result, -1 - DIGIT, before).reshape(
+        *shape, terms * digits
+    )
     step_level = several.levels(np.where(steps[..., None], STEP_LEVEL + nth, nth), digits)
     level[..., last + 1 :] = step_level.reshape(*shape, terms * digits)
-    return tagged(task, items, level, keep, length)
+    return tagged(task, items, level, keep, length, np.where(level < 0, -1, foil))
+
+
+def form_of_sum(level: int) -> str:
+    """A sum of one term is no chain, and a written step needs no more than the one before it."""
+    return "written" if level > STEP_LEVEL else "one term" if level == 1 else "chain"
 
 
 HOP_NAMES = {VALUE + i: f"->s{i}" for i in range(ALPHABET)}
@@ -128,10 +149,12 @@ TASKS = (
         name="M1",
         title="k-hop induction: follow k times the token after the latest earlier occurrence",
         chance=1 / ALPHABET,
+        chance_at=lone_guess,
         ceiling=1.0,
         scored="the answer after each symbol, where it is defined",
         knobs="k = 0, 1, 2; alphabet of 4 without repeated neighbours; 31 symbols",
         level="hops",
+        part=lambda hops: f"{hops} hops",
         answers=(VALUE, ALPHABET),
         generate=partial(hop, task="M1"),
         names=HOP_NAMES,
@@ -140,11 +163,12 @@ TASKS = (
         name="M1d",
         title="deep k-hop induction: M1 with up to 8 hops in longer items",
         chance=1 / ALPHABET,
+        chance_at=lone_guess,
         ceiling=1.0,
         scored="the answer after each symbol, where it is defined",
-        # Who knows k and the symbol only is right 1, 1/3, 1/2, .35, .27 of the time for k = 0, 1, 2, 4, 8.
         knobs="k = 0, 1, 2, 4 and, where 26 symbols fit, 8; alphabet of 4; 100 symbols, or what fits",
         level="hops",
+        part=lambda hops: f"{hops} hops",
         answers=(VALUE, ALPHABET),
         mixed=False,
         generate=partial(hop, task="M1d"),
@@ -158,6 +182,7 @@ TASKS = (
         scored="every result",
         knobs="1..3 terms; half of the items direct, half with the result after every term",
         level="terms (direct), 10 + step (written steps)",
+        part=form_of_sum,
         answers=(DIGIT, MODULUS),
         generate=partial(modular, task="M2"),
     ),
@@ -169,6 +194,7 @@ TASKS = (
         scored="every result",
         knobs="1..6 terms; half of the items direct, half with the result after every term",
         level="terms (direct), 10 + step (written steps)",
+        part=form_of_sum,
         answers=(DIGIT, MODULUS),
         mixed=False,
         generate=partial(modular, task="M2l"),
@@ -182,6 +208,7 @@ TASKS = (
         knobs="1..3 terms; half of the items direct, half with the result after every term; 3 digits, "
         "each by chance right 1 time in 7, all of them 1 in 343",
         level="10 x (terms (direct), 10 + step (written steps)) + 1, 2, 3 which digit of the result",
+        part=lambda level: form_of_sum(level // several.PLACE),
         answers=(DIGIT, MODULUS),
         mixed=False,
         generate=partial(modular, task="M23"),

@@ -6,12 +6,12 @@ import numpy as np
 
 from wane.train.data import key
 from wane.train.data.graded_language import tagged
-from wane.train.data.task import GradedTask, Role, Rows, World
+from wane.train.data.task import GradedTask, Role, Rows, World, nats
 from wane.train.data.vocabulary import SYMBOL, TAGS, VALUE, distinct
 
 KINDS = 64  # symbols of L0
 ZIPF_P = (1 / np.arange(1, KINDS + 1)) / (1 / np.arange(1, KINDS + 1)).sum()
-ZIPF_ENTROPY = float(-(ZIPF_P * np.log(ZIPF_P)).sum())  # nats: no predictor has a lower mean NLL
+ZIPF_ENTROPY = nats(ZIPF_P.tolist())  # nats: no predictor has a lower mean NLL
 
 SIDE = 16  # first and second symbols of L4
 CLASSES = 8  # of either, two symbols each: 8 x 8 pairs of classes name the 64 answers
@@ -76,6 +76,7 @@ TASKS = (
         scored="every symbol",
         knobs=f"64 symbols, the i-th with p proportional to 1/i; entropy {ZIPF_ENTROPY:.3f} nats",
         level="",
+        entropy=lambda level: np.full(np.shape(level), ZIPF_ENTROPY),
         answers=(SYMBOL, KINDS),
         mixed=False,
         generate=unigram,
@@ -88,6 +89,7 @@ TASKS = (
         scored="the value, 1 token in 3",
         knobs="16 x 16 pairs in 8 x 8 classes, a quarter of the pairs kept for evaluation",
         level="0 a pair of training, 1 a held-out pair",
+        part=lambda level: "held out" if level else "seen",
         answers=(VALUE, CLASSES**2),
         mixed=False,
         generate=compose,

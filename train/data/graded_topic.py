@@ -5,8 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from wane.train.data import key
-from wane.train.data.graded_language import SUCCESSOR_P
-from wane.train.data.task import GradedTask, Role, Rows, World
+from wane.train.data.task import SUCCESSOR_P, GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import SYMBOL, TAGS, WORD
 
 # Symbols are counted on a ring of 64.  Topic z owns 8z .. 8z + 7 and draws 8z + j, j = 0..3, with SUCCESSOR_P[j];
@@ -38,6 +37,7 @@ def stationary() -> np.ndarray:
 # (.171 at the 4th, .199 at the 8th, .2045 at the 16th).  The eight successors of a symbol stand at all eight
 # places of a block: blind to the topic, the best guess is right with .6 / 8 + .4 x .5 / 8 = .1 everywhere.
 CEILING = float(stationary()[0])
+KNOWN_OCTAVE = 4
 
 
 def topic(rng, rows: int, length: int, world: World, role: Role) -> Rows:
@@ -74,9 +74,11 @@ TASKS = (
         title="global topic: symbols from a topic told at the start of the row, or to be inferred",
         chance=1 / STATES,
         ceiling=CEILING,
+        ceiling_at=lambda level: np.where((level % 10 == 1) & (level // 10 < KNOWN_OCTAVE), np.nan, CEILING),
         scored="every symbol but the first",
         knobs="8 topics, each 4 symbols with p = .4; else one of 8 successors; told or hidden; 2.364 nats",
         level="10 x octave of the place + (0 told, 1 hidden)",
+        part=lambda level: "hidden" if level % 10 else "told",
         answers=(SYMBOL, STATES),
         generate=topic,
         mixed=False,

@@ -49,6 +49,7 @@ TASKS = (
         scored="the answer, 1 token in 5",
         knobs="lag 2..4; trigger with p = .1",
         level="0 clean item, 1 triggered",
+        part=lambda level: "triggered" if level else "clean",
         answers=(SYMBOL, SYMBOLS),
         mixed=False,
         generate=trigger,

@@ -12,7 +12,8 @@ from wane.train.data.task import GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import KEY, KEYS, VALUE, WORD, distinct
 
 CATEGORIES = 16
-EXCEPTION_EVERY = 5  # 20 % of the entities
+MOST_EXCEPTIONS = 1 - 1 / CATEGORIES  # then no value of a category is more frequent than another
+ROUNDING = 1e-9  # 15 x 0.2 is 3, also in floats
 ASK = WORD
 TOKENS = {"T1": 1, "T13": several.LONG}  # of a value
 WORLD_OF = {"T1": "exceptions", "T13": "exceptions of three tokens"}  # what their entities are drawn by
@@ -31,7 +32,8 @@ def categorised(world: World, task: str) -> tuple[np.ndarray, np.ndarray, np.nda
     default_of_key = np.stack([rng.permutation(KEYS) % CATEGORIES for _ in range(TOKENS[task])], axis=-1)
     default = default_of_key[name // KEYS]
     own = (default + rng.integers(1, CATEGORIES, size=default.shape)) % CATEGORIES
-    exception = np.arange(world.facts)[:, None] % EXCEPTION_EVERY == EXCEPTION_EVERY - 1
+    before = np.floor(np.arange(world.facts + 1) * world.exceptions + ROUNDING)  # exceptions among the first
+    exception = np.diff(before)[:, None] > 0
     names = KEY + np.column_stack([name // KEYS, name % KEYS])
     return names, VALUE + np.where(exception, own, default), VALUE + default
 
@@ -126,8 +128,10 @@ TASKS = (
         chance=1 / CATEGORIES,
         ceiling=1.0,
         scored="the value of each statement",
-        knobs="data.facts entities in 16 categories by first key; 80 % have their category's value, 20 % another",
+        knobs="data.facts entities in 16 categories by first key; data.exceptions of them (20 %) "
+        "have another value than their category's",
         level="0 regular, 1 exception",
+        part=lambda level: "exception" if level else "regular",
         answers=(VALUE, CATEGORIES),
         generate=partial(exceptions, task="T1"),
         mixed=False,
@@ -140,8 +144,9 @@ TASKS = (
         ceiling=1.0,
         scored="the 3 tokens of the value of each statement",
         knobs="data.facts entities; 16 categories by first key for each token, by chance all right 1 in "
-        "16^3; 80 % have their categories' values, 20 % others in every token",
+        "16^3; data.exceptions of them (20 %) have other values than their categories', in every token",
         level="10 x (0 regular, 1 exception) + 1, 2, 3 which token of the value",
+        part=lambda level: "exception" if level >= several.PLACE else "regular",
         answers=(VALUE, CATEGORIES),
         generate=partial(exceptions, task="T13"),
         mixed=False,
@@ -155,6 +160,7 @@ TASKS = (
         scored="the value of each statement by a source",
         knobs="data.facts facts, 3, 9, 27 rumours per truth; 24 forms, a quarter kept for evaluation",
         level="rumours per truth",
+        part=lambda ratio: f"{ratio} rumours per truth",
         answers=(VALUE, TRUTH_VALUES),
         generate=misconceptions,
         mixed=False,

@@ -1,9 +1,11 @@
 """Four options for every scored answer: the same items as multiple choice."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from wane.train.data import key
-from wane.train.data.task import GradedTask, Task
+from wane.train.data.task import GradedTask, Task, World
 from wane.train.data.vocabulary import SIZE
 
 OPTIONS = 4
@@ -23,11 +25,20 @@ def types_of(task: Task) -> list[np.ndarray]:
 
 
 def options(
-    tokens_NT: np.ndarray, level_NS: np.ndarray, foil_NS: np.ndarray, task: Task, seed: int
+    tokens_NT: np.ndarray,
+    level_NS: np.ndarray,
+    foil_NS: np.ndarray,
+    task: Task,
+    seed: int,
+    world: World | None = None,
 ) -> np.ndarray:
     """The answer and 3 wrong tokens of its kind (`types_of`) in random order, int32 [N, S, 4]; -1 where
-    nothing is scored, in text, and in place of the options that a task with fewer values lacks.  Where the answer
-    is one of several in its item (`GradedTask.item`), wrong options are the others."""
+    nothing is scored, in text, and in place of the options that a task with fewer values lacks.
+
+    Wrong options are, as far as there are any: those that the task names for the item (`GradedTask.beside`), the
+    foil, what else stands in the item (`GradedTask.item`), and tokens drawn as often as they are answers.  In L0,
+    where there is nothing to know but frequency, they leave nothing to know.
+    """
     scored_NS = level_NS >= 0
     options_NSO = np.full((*level_NS.shape, OPTIONS), -1, np.int32)
     if not values_of(task)[1]:
@@ -38,12 +49,14 @@ def options(
         of_kind_NS = np.isin(answer_NS, kind)
         number_V = np.full(SIZE + 1, -1)  # of a token within its kind; the last is that of no token, -1
         number_V[kind] = np.arange(len(kind))
-        answer_M = number_V[answer_NS[of_kind_NS]]
+        answer_M, level_M = number_V[answer_NS[of_kind_NS]], level_NS[of_kind_NS]
+        ranks = [number_V[foil_NS[of_kind_NS]][:, None]]
         if task.item:
             item_MW = items(tokens_NT, level_NS, of_kind_NS, task)
-            found_MO = drawn_beside(rng, answer_M, number_V[item_MW], len(kind))
-        else:
-            found_MO = drawn(rng, answer_M, number_V[foil_NS[of_kind_NS]], len(kind))
+            ranks.append(number_V[item_MW])
+            if task.beside:
+                ranks.insert(0, number_V[task.beside(rng, world, item_MW, level_M)])
+        found_MO = drawn(rng, answer_M, ranks, np.bincount(answer_M, minlength=len(kind)))
         options_NSO[of_kind_NS] = np.where(found_MO < 0, -1, kind[found_MO])
     return options_NSO
 
@@ -59,32 +72,22 @@ def items(tokens_NT: np.ndarray, level_NS: np.ndarray, chosen_NS: np.ndarray, ta
     return np.where(before_MW, tokens_NT[row_M[:, None], np.where(before_MW, 1 + place_MW, 0)], -1)
 
 
-def drawn_beside(rng: np.random.Generator, answer_M, rival_MW, count: int) -> np.ndarray:
-    """Options [M, 4] of answers below `count` (4 or more): three different ones of the rivals (-1 for none), each
-    as likely as another, and where there are fewer, any others."""
-    random_MV = rng.random((len(answer_M), count + OPTIONS))
-    first_MV, turn_MO = random_MV[:, :count], random_MV[:, count:]
-    row_M = np.arange(len(answer_M))
-    rival = rival_MW >= 0
-    seen_MV = np.zeros((len(answer_M), count))
-    seen_MV[np.nonzero(rival)[0], rival_MW[rival]] = 1
-    seen_MV[row_M, answer_M] = 2
-    options_MO = np.argsort(-(first_MV + seen_MV), axis=1)[:, :OPTIONS]
-    return np.take_along_axis(options_MO, np.argsort(turn_MO, axis=1), axis=1)
-
-
-def drawn(rng: np.random.Generator, answer_M, foil_M, count: int, first: int = 0) -> np.ndarray:
-    """Options [M, 4] of answers below `count`, `first` added.  The foil is one of the wrong ones where there is
-    one (not below 0); the others are different values, uniform over all: where answers are equally frequent,
-    no frequency tells them apart."""
-    taken_MK = answer_M[:, None]
-    while (known := taken_MK.shape[1]) < min(OPTIONS, count):
-        other_M = rng.integers(count - known, size=len(taken_MK))
-        for before_M in np.sort(taken_MK, axis=1).T:  # the n-th value that is not taken
-            other_M += other_M >= before_M
-        if known == 1:
-            other_M = np.where(foil_M < 0, other_M, foil_M)
-        taken_MK = np.column_stack([taken_MK, other_M])
-    options_MO = np.full((len(taken_MK), OPTIONS), -1)
-    options_MO[:, : taken_MK.shape[1]] = first + taken_MK
-    return rng.permuted(options_MO, axis=1)
+def drawn(rng: np.random.Generator, answer_M, ranks: Sequence[np.ndarray], count_V: np.ndarray) -> np.ndarray:
+    """Options [M, 4], -1 for those that fewer than 4 values lack, in random order: the answers, below V, and three
+    different wrong values.  First come those of ranks[0] [M, ..], -1 for none, then those of ranks[1], .., then
+    any; of equal rank one is drawn as often as it is among the answers (count_V), so that no frequency tells an
+    answer from what stands beside it; what is never an answer comes last."""
+    M, V = len(answer_M), len(count_V)
+    row_M = np.arange(M)
+    # The smallest of exponential times over weights are a draw without replacement with these weights.
+    with np.errstate(divide="ignore"):
+        wait_MV = rng.standard_exponential((M, V)) / count_V
+    wait_MV = np.where(count_V > 0, 1 - np.exp(-wait_MV / V), 1 + rng.random((M, V)))
+    place_MV = np.full((M, V), len(ranks))
+    for rank, value_MW in reversed(list(enumerate(ranks))):
+        known = value_MW >= 0
+        place_MV[np.nonzero(known)[0], value_MW[known]] = rank
+    place_MV[row_M, answer_M] = -1
+    found_MO = np.argsort(2 * place_MV + wait_MV, axis=1)[:, :OPTIONS]
+    found_MO = np.pad(found_MO, ((0, 0), (0, OPTIONS - found_MO.shape[1])), constant_values=-1)
+    return rng.permuted(found_MO, axis=1)

@@ -6,6 +6,11 @@ LONG = 3  # tokens of a long answer
 PLACE = 10  # level of a token of a long answer: 10 x the level of the item, + 1 for the first, 2, 3
 
 
+def part(level: int) -> str:
+    """The token of a long answer: the later ones may be read off the first."""
+    return f"token {level % PLACE}"
+
+
 def levels(level: np.ndarray | int, tokens: int) -> np.ndarray:
     """Levels [..., tokens] of the tokens of answers of level [...], which is theirs where an answer is one
     token; -1, not scored, of answers that are not."""

@@ -62,6 +62,10 @@ class TextSource:
     offset: int
 
     @property
+    def world(self) -> None:
+        """Text has none."""
+
+    @property
     def stride(self) -> int:
         return self.length - 1
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 from wane.train.data.graded import SHORTEST_CONTEXT, TASKS
 from wane.train.data.graded_facts import MOST_FACTS
+from wane.train.data.graded_truth import MOST_EXCEPTIONS
+from wane.train.data.task import SUCCESSOR_P
 
 Weights = tuple[tuple[str, float], ...]
 FORMS = "graded, python, text:PATH|GLOB, tfds:NAME[/CONFIG][:VERSION]"
@@ -32,6 +35,8 @@ class Data:
         None  # of scored graded tokens; None: the mixed ones, equal
     )
     facts: int = 256  # entities of tasks K, T1 and T2
+    successors: tuple[float, ...] = SUCCESSOR_P  # of L1 and L1o2, the likeliest first: what their entropy is
+    exceptions: float = 0.2  # share of the entities of T1 and T13 whose value is not their category's
     world_seed: int = 0  # Markov tables, maps, facts: what is true, whatever the data seed
     tfds_split: str = "train"
     tfds_feature: str = "text"
@@ -48,7 +53,8 @@ class Data:
                 _check_name("task_shares", task, list(TASKS))
             in_order = sorted(shares, key=lambda pair: list(TASKS).index(pair[0]))
             object.__setattr__(self, "task_shares", tuple(in_order))
-        for field in ("held_out", "unique_fraction"):
+        object.__setattr__(self, "successors", _numbers("successors", self.successors))
+        for field in ("held_out", "unique_fraction", "exceptions"):
             object.__setattr__(self, field, float(getattr(self, field)))  # 1 and 1.0 are one config
         _check_name("tokenizer", self.tokenizer, ["bytes", "bpe"])
         shortest = SHORTEST_CONTEXT if self.graded else 1
@@ -64,6 +70,14 @@ class Data:
             "held_out": (0 < self.held_out < 1, "between 0 and 1, both excluded: evaluation needs text too"),
             "unique_fraction": (0 < self.unique_fraction <= 1, "above 0, at most 1"),
             "facts": (1 <= self.facts <= MOST_FACTS, f"1..{MOST_FACTS}"),
+            "successors": (
+                _are_successors(self.successors),
+                f"{len(SUCCESSOR_P)} numbers from 0 up that sum to 1, none above the one before it",
+            ),
+            "exceptions": (
+                0 <= self.exceptions < MOST_EXCEPTIONS,
+                f"at least 0, below {MOST_EXCEPTIONS}: the category's value must be the most frequent",
+            ),
         }
         for field, (good, rule) in allowed.items():
             if not good:
@@ -102,6 +116,18 @@ def _weights(field: str, given: Mapping[str, float] | Weights) -> Weights:
                 f"data.{field}[{name!r}] = {weight}: must be above 0; leave the name out instead"
             )
     return weights
+
+
+def _numbers(field: str, given: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in given)
+    except (TypeError, ValueError):
+        raise ValueError(f"data.{field} = {given!r}: must be numbers") from None
+
+
+def _are_successors(p: tuple[float, ...]) -> bool:
+    falling = all(a >= b >= 0 for a, b in itertools.pairwise(p))
+    return len(p) == len(SUCCESSOR_P) and falling and math.isclose(sum(p), 1, abs_tol=1e-6)
 
 
 def _check_source(spec: str) -> None:

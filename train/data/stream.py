@@ -31,6 +31,16 @@ class EvalSet:
     tasks: tuple[Task, ...]
 
     @functools.cached_property
+    def entropy_NS(self) -> np.ndarray:
+        """f32: nats that nobody can predict of a scored token (Task.entropy), -1 where nobody told."""
+        entropy_NS = np.full(self.level_NS.shape, -1, np.float32)
+        for index, task in enumerate(self.tasks):
+            mine_NS = self.scored_NS & (self.task_N == index)[:, None]
+            if task.entropy:
+                entropy_NS[mine_NS] = task.entropy(self.level_NS[mine_NS])
+        return entropy_NS
+
+    @functools.cached_property
     def digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for array in (self.tokens_NT, self.task_N, self.level_NS, self.foil_NS, self.bytes_NS):
@@ -101,7 +111,7 @@ class Stream:
         tasks = tuple(source.task for source in self.sources)
         task_N = np.repeat(np.arange(len(tasks), dtype=np.int32), sequences)
         scored_NS = level_NS >= 0
-        of_each = ((task_N == index, task) for index, task in enumerate(tasks))
+        of_each = ((task_N == index, source) for index, source in enumerate(self.sources))
         return EvalSet(
             tokens_NT=tokens_NT,
             task_N=task_N,
@@ -109,7 +119,10 @@ class Stream:
             level_NS=level_NS,
             foil_NS=foil_NS,
             options_NSO=np.concatenate(
-                [options(tokens_NT[n], level_NS[n], foil_NS[n], task, seed) for n, task in of_each]
+                [
+                    options(tokens_NT[n], level_NS[n], foil_NS[n], source.task, seed, source.world)
+                    for n, source in of_each
+                ]
             ),
             values_N2=np.array([values_of(task) for task in tasks], np.int32)[task_N],
             bytes_NS=bytes_NS,

@@ -1,12 +1,14 @@
 """What a task of the graded language is, and the world that all of its sequences agree about."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Role = Literal["train", "evaluation"]
+SUCCESSOR_P = (0.5, 0.25, 0.15, 0.1)  # 1.208 nats
 
 
 class World(NamedTuple):
@@ -15,6 +17,13 @@ class World(NamedTuple):
 
     seed: int
     facts: int  # entities of K, T1 and T2
+    successors: tuple[float, ...] = SUCCESSOR_P  # of a context of L1 and L1o2, the most probable first
+    exceptions: float = 0.2  # share of the entities of T1 and T13 that are exceptions
+
+
+def nats(p: Sequence[float]) -> float:
+    """Entropy of a distribution."""
+    return -sum(share * math.log(share) for share in p if share > 0)
 
 
 class Rows(NamedTuple):
@@ -34,6 +43,7 @@ class Rows(NamedTuple):
         return Rows(tokens_BT, level_BT, np.full_like(level_BT, -1))
 
 
+OfLevel = Callable[[np.ndarray], np.ndarray]
 # (rng, rows, length, world, role) -> Rows of T = length
 Generate = Callable[[np.random.Generator, int, int, World, Role], Rows]
 
@@ -46,6 +56,12 @@ class Task:
     ceiling: accuracy of the Bayes-optimal predictor, which knows the world and the rule.  Both are None for
     text, where nobody knows them.
     level: what the per-position difficulty in EvalSet.level_NS counts ("" when there is none).
+    chance_at, ceiling_at: the same by levels [M], where they differ: chance_at may be better than a uniform guess,
+    that of who knows the level and what the task says of it, and has not its skill.  nan: nobody told.
+    part: which part of the task an answer of a level is of.  The competence gate asks for each: who lacks one could
+    be right nearly everywhere, and have no skill that makes the task the task.  None: the task is one.
+    entropy: nats of an answer to the Bayes-optimal predictor, by levels [M]; None: nobody told.
+    stored: tokens of facts that the world holds and training tells, each of 1 / chance values alike.
     """
 
     name: str
@@ -55,6 +71,30 @@ class Task:
     scored: str
     knobs: str
     level: str
+    chance_at: OfLevel | None = None
+    ceiling_at: OfLevel | None = None
+    part: Callable[[int], str] | None = None
+    entropy: OfLevel | None = None
+    stored: int = 0
+
+    def at(self, level_M: np.ndarray) -> "Task":
+        """The task with chance and ceiling of M answers of these levels, the mean over them; None where that of
+        none is known."""
+        if not (self.chance_at or self.ceiling_at):
+            return self
+        chance = _mean(self.chance_at, level_M, self.chance)
+        return dataclasses.replace(self, chance=chance, ceiling=_mean(self.ceiling_at, level_M, self.ceiling))
+
+
+def _mean(at: OfLevel | None, level_M: np.ndarray, usual: float | None) -> float | None:
+    told_M = at(level_M) if at and len(level_M) else np.full(1, usual)
+    if np.isnan(told_M).any():
+        return None if np.isnan(told_M).all() else usual
+    return float(told_M.mean())
+
+
+# (rng, world, items [M, W], levels [M]) -> wrong options [M, 3]
+Beside = Callable[[np.random.Generator, World, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,13 +106,22 @@ class GradedTask(Task):
     are of the kind of the answer, as its foil must be.  () where all answers are of one kind.
     item: (level, tokens of a row) -> tokens of an item with answers of that level, where answers stand in the item
     before they are asked for: wrong options then stand there too, or whatever has been seen would be right.
+    beside: which wrong options an item has, where any others would tell the answer: 3 tokens each [M, 3], from the
+    tokens [M, W] of items before their answers, of levels [M].  Those that are no other answers are left out.
     mixed: whether it is in the mixture where data.task_shares names none.  names: of tokens that mean something
     special.
+    follows: which fields follow from a world, and how; as written they are those of its defaults.
     """
 
     generate: Generate
     answers: tuple[int, int]
     types: tuple[Sequence[int], ...] = ()
     item: Callable[[np.ndarray, int], np.ndarray] | None = None
+    beside: Beside | None = None
     mixed: bool = True
     names: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    follows: Callable[[World], Mapping[str, Any]] | None = None
+
+    def in_world(self, world: World) -> "GradedTask":
+        """This task as it is in a world."""
+        return dataclasses.replace(self, **self.follows(world)) if self.follows else self

@@ -41,7 +41,8 @@ class Losses:
     """Losses of the tokens of one member.  edit_of: a function of a module, for all members; nothing: the removal
     that takes nothing away.
 
-    tasks: "all" and, where there are several, every task by name; tokens: how many each has.  J counts tasks.
+    tasks: "all" and, where there are several, every task by name; sequences: the indices of each one's; tokens: how
+    many each has.  J counts tasks.
     """
 
     def __init__(self, examined: Examined, edit_of: EditOf, nothing: Removal, tick: Tick):
@@ -50,16 +51,16 @@ class Losses:
         evaluation = examined.evaluation
         task_N = evaluation.task_N
         names = [task.name for task in evaluation.tasks] if len(evaluation.tasks) > 1 else []
-        self._of_task = [np.arange(len(task_N)), *(np.flatnonzero(task_N == i) for i in range(len(names)))]
+        self.sequences = [np.arange(len(task_N)), *(np.flatnonzero(task_N == i) for i in range(len(names)))]
         self.tasks = ("all", *names)
         self._trained_NS = self._losses(nothing, 0)  # by the same executable, so that nothing costs exactly 0
-        self.tokens = tuple(len(index) * self._trained_NS.shape[1] for index in self._of_task)
+        self.tokens = tuple(len(index) * self._trained_NS.shape[1] for index in self.sequences)
 
     def rise(self, removal: Removal, first: int) -> np.ndarray:
         """[J] nats per token, float64: the rise of the mean loss of each task.  first: the layer below which
         nothing is taken away.  Differences are taken token by token: one weight moves the loss by 1e-7 nats."""
         rise_N = (self._losses(removal, first) - self._trained_NS).mean(axis=1)
-        return np.array([rise_N[index].mean() for index in self._of_task])
+        return np.array([rise_N[index].mean() for index in self.sequences])
 
     def _losses(self, removal: Removal, first: int) -> np.ndarray:
         examined = self._examined

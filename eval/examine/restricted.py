@@ -1,9 +1,9 @@
-"""Functional redundancy of neurons: how much of what a removed subset did the others can do when they, or their
-common output, are transformed in a restricted way.
+"""Functional redundancy of neurons, or of heads: how much of what a removed subset did the others can do when they,
+or their common output, are transformed in a restricted way.
 
-A random subset of the neurons of one layer is removed.  The output y_r of the remaining ones goes through the map
+A random subset of the units of one layer is removed.  The output y_r of the remaining ones goes through the map
 that brings it nearest, in least squares over the calibration tokens, to the full output y: a scalar, one number per
-dimension, or the identity plus a map of low rank; or each remaining neuron is scaled.  Then the loss is measured,
+dimension, or the identity plus a map of low rank; or each remaining unit is scaled.  Then the loss is measured,
 as it is where they are removed outright.
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ from wane.eval.examine.losses import Losses
 from wane.eval.examine.transformation import PARTS, transformations
 from wane.eval.examine.units import hidden_units
 from wane.eval.metrics.contract import Metric, Place
+from wane.scaling.degrade.calibrate import site_of
 from wane.scaling.degrade.sequential import gram
 from wane.scaling.degrade.stream import over_batches
 from wane.scaling.edit import Edit, Params
@@ -29,12 +30,17 @@ from wane.scaling.model import apply
 from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
+Kind = Literal["neuron", "head"]
+READS = {"neuron": "down", "head": "o"}  # the matrix that adds the units up
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """sizes: shares of a layer's neurons that are removed.  subsets: random orders in which they go, in every
-    layer.  rank: of the map that is added to the identity."""
+    """unit: what is removed.  sizes: shares of a layer's units that are removed; of sizes that are the same number
+    of units the first is taken.  subsets: random orders in which they go, in every layer.  rank: of the map that is
+    added to the identity."""
 
+    unit: Kind = "neuron"
     sizes: tuple[float, ...] = (1 / 8, 1 / 4, 3 / 8, 1 / 2)
     subsets: int = 4
     rank: int = 4
@@ -52,39 +58,51 @@ class Settings:
 
 
 class Removal(NamedTuple):
-    """scale_F: f32, what the neurons of `layer` are multiplied by ([E, F] with experts), 0 for those that are gone;
-    map_DD: what their output goes through."""
+    """scale_U: f32, what the rows of the matrix that adds the units of `layer` up are multiplied by, 0 for those
+    that are gone; map_DD: what their output goes through."""
 
     layer: np.int32
-    scale_F: np.ndarray
+    scale_U: np.ndarray
     map_DD: np.ndarray
 
 
+def counts(shape: Shape, settings: Settings) -> dict[int, float]:
+    """How many units are removed -> the share that was asked for."""
+    units = hidden_units(shape) if settings.unit == "neuron" else shape.n_heads
+    asked = {max(1, math.floor(size * units)): size for size in reversed(settings.sizes)}
+    return {n: asked[n] for n in sorted(asked) if n < units}
+
+
 def forwards(shape: Shape, settings: Settings) -> int:
-    return 1 + shape.n_layers * settings.subsets * len(settings.sizes) * len(PARTS)
+    removals = len(counts(shape, settings))
+    return 1 + shape.n_layers * settings.subsets * removals * len(PARTS) if removals else 0
 
 
-def replaced(params: Params, removal: Removal) -> Edit:
-    """The map goes into the rows of `down`, so that the edit is one of weights."""
-    down = params["blocks"]["down"]
-    kept = lax.dynamic_index_in_dim(down, removal.layer, keepdims=False) * removal.scale_F[..., None]
+def _replaced(params: Params, removal: Removal, *, name: str) -> Edit:
+    """The map goes into the rows of the matrix that adds the units up, so that the edit is one of weights."""
+    w = params["blocks"][name]
+    here = lax.dynamic_index_in_dim(w, removal.layer, keepdims=False)
+    kept = here * removal.scale_U.reshape(*here.shape[:-1], 1)
     # The identity must leave the weights as they are: passes in fewer bits would round them.
     mapped = jnp.matmul(kept, removal.map_DD, precision=lax.Precision.HIGHEST)
-    return Edit(params={"blocks": {"down": lax.dynamic_update_index_in_dim(down, mapped, removal.layer, 0)}})
+    return Edit(params={"blocks": {name: lax.dynamic_update_index_in_dim(w, mapped, removal.layer, 0)}})
+
+
+REPLACED = {unit: functools.partial(_replaced, name=name) for unit, name in READS.items()}
 
 
 @functools.lru_cache(maxsize=32)
-def activity(shape: Shape, precision: str) -> Program:
-    """(params, tokens_NT, layer) -> [U, U] f32: second moments, summed over tokens, of the layer's hidden units as
-    its `down` reads them, each times the routing weight of its expert."""
+def activity(shape: Shape, unit: Kind, precision: str) -> Program:
+    """(params, tokens_NT, layer) -> [U, U] f32: second moments, summed over tokens, of what the matrix that adds
+    the units up reads; hidden units each times the routing weight of its expert."""
 
     def moments(params: Params, tokens_NT: Array, layer: Array) -> Array:
         def of_batch(tokens_BT: Array) -> Array:
             inner = apply(params, tokens_BT[:, :-1], shape).inner
-            x = inner["down_in"][layer].astype(jnp.float32)
-            if shape.n_experts is not None:
+            x = inner[site_of(READS[unit])][layer].astype(jnp.float32)
+            if unit == "neuron" and shape.n_experts is not None:
                 x = x * inner["route"][layer][..., None]
-            return gram(x.reshape(-1, hidden_units(shape)))
+            return gram(x.reshape(-1, math.prod(x.shape[2:])))
 
         return over_batches(of_batch, tokens_NT)
 
@@ -92,37 +110,43 @@ def activity(shape: Shape, precision: str) -> Program:
 
 
 def run(examined: Examined, settings: Settings, tick: Tick) -> Iterator[Finding]:
-    shape, rng = examined.shape, np.random.default_rng(examined.seed)
-    size_F, D, U = shape.full("down")[1:-1], shape.d_model, hidden_units(shape)
-    nothing = Removal(np.int32(0), np.ones(size_F, np.float32), np.eye(D, dtype=np.float32))
-    losses = Losses(examined, replaced, nothing, tick)
-    moments = activity(shape, examined.precision)
-    # parts, layers, subsets, sizes, tasks
-    rise_PLXSJ = np.empty(
-        (len(PARTS), shape.n_layers, settings.subsets, len(settings.sizes), len(losses.tasks))
+    shape, rng, removed = (
+        examined.shape,
+        np.random.default_rng(examined.seed),
+        counts(examined.shape, settings),
     )
+    if not removed:
+        return
+    name = READS[settings.unit]
+    U, D = math.prod(shape.full(name)[1:-1]), shape.d_model
+    size = shape.head_dim if settings.unit == "head" else 1
+    nothing = Removal(np.int32(0), np.ones(U, np.float32), np.eye(D, dtype=np.float32))
+    losses = Losses(examined, REPLACED[settings.unit], nothing, tick)
+    moments = activity(shape, settings.unit, examined.precision)
+    # parts, layers, subsets, sizes, tasks
+    rise_PLXSJ = np.empty((len(PARTS), shape.n_layers, settings.subsets, len(removed), len(losses.tasks)))
     for layer in range(shape.n_layers):
-        w_UD = np.asarray(examined.params["blocks"]["down"][layer], np.float64).reshape(U, D)
+        w_UD = np.asarray(examined.params["blocks"][name][layer], np.float64).reshape(U, D)
         gram_UU = np.asarray(moments(examined.params, examined.calibration_NT, np.int32(layer)), np.float64)
         for x in range(settings.subsets):
-            order_U = rng.permutation(U)  # a larger subset holds the smaller ones
-            for s, size in enumerate(settings.sizes):
-                keep_U = np.ones(U, np.float32)
-                keep_U[order_U[: max(1, math.floor(size * U))]] = 0
-                found = transformations(gram_UU, w_UD, keep_U, settings.rank)
+            order_N = rng.permutation(U // size)  # a larger subset holds the smaller ones
+            for s, number in enumerate(removed):
+                keep_N = np.ones(U // size, np.float32)
+                keep_N[order_N[:number]] = 0
+                found = transformations(gram_UU, w_UD, np.repeat(keep_N, size), settings.rank, size)
                 for p, (scale_U, map_DD) in enumerate(found.values()):
-                    scale_F = np.float32(scale_U).reshape(size_F)
-                    removal = Removal(np.int32(layer), scale_F, np.float32(map_DD))
+                    removal = Removal(np.int32(layer), np.float32(scale_U), np.float32(map_DD))
                     rise_PLXSJ[p, layer, x, s] = losses.rise(removal, layer)
-    yield from _findings(rise_PLXSJ, settings, losses)
+    yield from _findings(rise_PLXSJ, list(removed.values()), settings.unit, losses)
 
 
-def _findings(rise_PLXSJ: np.ndarray, settings: Settings, losses: Losses) -> Iterator[Finding]:
+def _findings(rise_PLXSJ: np.ndarray, sizes: list[float], unit: Kind, losses: Losses) -> Iterator[Finding]:
     """Means over subsets of every layer, and over layers; and the share that a transformation makes good."""
+    parts = [f"per_{unit}" if part == "per_unit" else part for part in PARTS]
     mean_PLSJ = rise_PLXSJ.mean(axis=2)
-    for s, size in enumerate(settings.sizes):
+    for s, size in enumerate(sizes):
         for j, (task, tokens) in enumerate(zip(losses.tasks, losses.tokens, strict=True)):
-            for p, part in enumerate(PARTS):
+            for p, part in enumerate(parts):
                 rise_L, whole = mean_PLSJ[p, :, s, j], Place(axis="removed", at=size, part=part)
                 yield Finding("restricted_removal", rise_L.mean(), tokens, whole, task)
                 for layer, rise in enumerate(rise_L):
@@ -136,15 +160,15 @@ def _findings(rise_PLXSJ: np.ndarray, settings: Settings, losses: Losses) -> Ite
 
 EXAMINATION = Examination(
     name="restricted",
-    meaning="random neurons of one layer removed, the others or their output transformed as well as can be",
+    meaning="random neurons or heads of a layer removed, the others or their output transformed as well as can be",
     source="low rank: reduced-rank regression, Izenman 1975, J. Multivariate Analysis 5",
     settings=Settings,
     metrics=(
         Metric(
             name="restricted_removal",
             unit="nats/token",
-            meaning="rise of the loss when a share of a layer's neurons is removed and the others or their output "
-            "go through the best map of a kind; part none: outright; at_2: of one layer, null: their mean",
+            meaning="rise of the loss when a share of a layer's neurons or heads is removed and the others or "
+            "their output go through the best map of a kind; part none: outright; at_2: of one layer, null: a mean",
             better="lower",
         ),
         Metric(

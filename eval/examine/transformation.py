@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-PARTS = ("none", "scalar", "diagonal", "low_rank", "per_neuron")
+PARTS = ("none", "scalar", "diagonal", "low_rank", "per_unit")
 CUTOFF = 1e-6  # of the largest eigenvalue: the moments are sums in f32, and below it is their rounding
 
 
@@ -16,15 +16,15 @@ class Transformation(NamedTuple):
 
 
 def transformations(
-    gram_UU: np.ndarray, w_UD: np.ndarray, keep_U: np.ndarray, rank: int
+    gram_UU: np.ndarray, w_UD: np.ndarray, keep_U: np.ndarray, rank: int, size: int = 1
 ) -> dict[str, Transformation]:
     """Name (PARTS) -> what takes y_r = (h keep) w nearest to y = h w in least squares over tokens.
 
-    gram_UU: sum of h^T h, h_TU the hidden units; w_UD: what reads them; keep_U: 0 for those removed.  All but the
-    last map the output.
+    gram_UU: sum of h^T h, h_TU what the matrix reads (hidden units, outputs of heads); w_UD: the matrix; keep_U: 0
+    for what is removed; size: how many of U in a row are one unit (a head).  All but the last map the output.
     none: the identity.  scalar: a I, a = <y_r, y> / <y_r, y_r>.  diagonal: the same of every dimension.  low_rank:
     I + M, M of rank at most `rank`, the best such map of y_r to what is missing, y - y_r: the least-squares map
-    restricted to the leading directions of its fitted values (reduced-rank regression, Izenman 1975).  per_neuron:
+    restricted to the leading directions of its fitted values (reduced-rank regression, Izenman 1975).  per_unit:
     one number for each remaining unit, which its copies can share among them.
     """
     rest_UD = w_UD * keep_U[:, None]
@@ -39,21 +39,23 @@ def transformations(
     leading_DR = directions_DD[:, ::-1][:, :rank]
     maps = (one, scalar * one, np.diag(diagonal_D), one + map_DD @ leading_DR @ leading_DR.T)
     found = [Transformation(keep_U, each_DD) for each_DD in maps]
-    return dict(zip(PARTS, [*found, Transformation(scales(gram_UU, w_UD, keep_U), one)], strict=True))
+    return dict(zip(PARTS, [*found, Transformation(scales(gram_UU, w_UD, keep_U, size), one)], strict=True))
 
 
-def scales(gram_UU: np.ndarray, w_UD: np.ndarray, keep_U: np.ndarray) -> np.ndarray:
+def scales(gram_UU: np.ndarray, w_UD: np.ndarray, keep_U: np.ndarray, size: int = 1) -> np.ndarray:
     """scale_U: 0 for the units removed; of the numbers for the others that bring h scale w nearest to h w, those
-    nearest to 1.
+    nearest to 1; the same for the `size` entries of a unit.
 
-    |h scale w - h w|^2 is e^T A e with e = scale - 1 and A = gram * (w w^T), since units add up to the output.
+    |h scale w - h w|^2 is e^T A e with e = scale - 1 and A the sums over pairs of units of gram * (w w^T), since
+    units add up to the output.
     """
-    kept = keep_U > 0
-    inner_UU = gram_UU * (w_UD @ w_UD.T)
-    missing_R = inner_UU[np.ix_(kept, ~kept)].sum(axis=1)
-    scale_U = np.zeros(len(kept))
-    scale_U[kept] = 1 + _inverse(inner_UU[np.ix_(kept, kept)]) @ missing_R
-    return scale_U
+    kept = keep_U[::size] > 0
+    n = len(kept)
+    inner_NN = (gram_UU * (w_UD @ w_UD.T)).reshape(n, size, n, size).sum(axis=(1, 3))
+    missing_R = inner_NN[np.ix_(kept, ~kept)].sum(axis=1)
+    scale_N = np.zeros(n)
+    scale_N[kept] = 1 + _inverse(inner_NN[np.ix_(kept, kept)]) @ missing_R
+    return np.repeat(scale_N, size)
 
 
 def _inverse(moments_DD: np.ndarray) -> np.ndarray:

@@ -58,21 +58,29 @@ def run(examined: Examined, settings: Settings, tick: Tick) -> Iterator[Finding]
     }
     width = max(len(one.index_K) for found in chosen.values() for one in found)
     losses = Losses(examined, set_to_zero, nothing(width), tick)
-    gradient = first_order(shape, examined.precision)(examined.params, examined.evaluation.tokens_NT)
-    gradient = {name: np.asarray(g).ravel() for name, g in gradient.items()}
+    estimate_J = [_estimate(examined, index_N) for index_N in losses.sequences]
     for part, found in chosen.items():
         if not found:
             continue
         rise_UJ = np.stack([losses.rise(one.removal(width), one.layer) for one in found])
-        first_U = np.array([gradient[one.matrix][one.index_K].sum(dtype=np.float64) for one in found])
+        first_UJ = np.array(
+            [[each[one.matrix][one.index_K].sum(dtype=np.float64) for each in estimate_J] for one in found]
+        )
         for j, task in enumerate(losses.tasks):
             yield from _distribution("zero_sensitivity", rise_UJ[:, j], part, task)
             yield from _signs(rise_UJ[:, j], part, task)
-        yield from _distribution("zero_sensitivity_first_order", first_U, part, "all")
-        yield from _correlation("first_order_agreement", rise_UJ[:, 0], first_U, part)
+            yield from _distribution("zero_sensitivity_first_order", first_UJ[:, j], part, task)
+            yield from _correlation("first_order_agreement", rise_UJ[:, j], first_UJ[:, j], part, task)
         yield from overlaps(rise_UJ, losses.tasks, part)
         if part == "weight":
             yield from _of_matrices(examined, found, rise_UJ[:, 0])
+
+
+def _estimate(examined: Examined, index_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Matrix name -> what it costs these sequences to first order to set each weight to zero, layers laid flat."""
+    told = first_order(examined.shape, examined.precision)
+    found = told(examined.params, examined.evaluation.tokens_NT[index_N])
+    return {name: np.asarray(each).ravel() for name, each in found.items()}
 
 
 def _distribution(metric: str, rise_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
@@ -91,11 +99,13 @@ def _signs(rise_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
         yield Finding(metric, share, len(rise_U), Place(part=part), task)
 
 
-def _correlation(metric: str, a: np.ndarray, b: np.ndarray, part: str) -> Iterator[Finding]:
+def _correlation(
+    metric: str, a: np.ndarray, b: np.ndarray, part: str, task: str = "all"
+) -> Iterator[Finding]:
     """Spearman's; nothing where it is not defined: one of them constant, or fewer than two values."""
     value = rank_correlation(a, b) if np.isfinite([a, b]).all() else np.inf
     if not np.isnan(value):
-        yield Finding(metric, value, len(a), Place(part=part))
+        yield Finding(metric, value, len(a), Place(part=part), task)
 
 
 def _of_matrices(examined: Examined, found: list[Chosen], rise_U: np.ndarray) -> Iterator[Finding]:
@@ -174,4 +184,5 @@ EXAMINATION = Examination(
     ),
     forwards=forwards,
     run=run,
+    version=2,
 )

@@ -25,6 +25,9 @@ from wane.train.config import Train
 from wane.train.data import Data, open_data
 from wane.train.step import init_state, train_step
 
+# Of these a number that lies between two codes, or a choice between two scales as good, falls otherwise where
+# products are summed in another order: processors with AVX2 and with AVX-512 differ by 1.4e-3.
+ROUGH = ("activations", "awq")
 GOLDEN = Path(__file__).parent / "golden" / "identity.json"
 SHAPE = Shape(d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=24, vocab=512, context=64)
 
@@ -106,10 +109,11 @@ def test_numbers_move_only_with_the_version(stage):
     """To raise: change VERSIONS, then `python tests/test_identity.py` writes the new golden numbers."""
     golden = json.loads(GOLDEN.read_text())[f"{stage}{VERSIONS[stage]}"]
     now = json.loads(json.dumps(NUMBERS[stage]()))
-    pairs = list(zip(jax.tree.leaves(golden), jax.tree.leaves(now), strict=True))
     assert jax.tree.structure(golden) == jax.tree.structure(now), f"{stage}: raise its version"
-    for before, after in pairs:
-        same = before == after if isinstance(before, str) else np.isclose(before, after, rtol=2e-4, atol=1e-5)
+    pairs = zip(jax.tree.leaves_with_path(golden), jax.tree.leaves(now), strict=True)
+    for (path, before), after in pairs:
+        rtol = 3e-3 if any(getattr(part, "key", None) in ROUGH for part in path) else 2e-4
+        same = before == after if isinstance(before, str) else np.isclose(before, after, rtol=rtol, atol=1e-5)
         assert same, (
             f"{stage} computes {after} where version {VERSIONS[stage]} computed {before}: raise its version"
         )

@@ -84,7 +84,8 @@ def test_through_a_sweep_against_loops():
             levels.setdefault((task.name, float(data.level_NS[n, s])), []).append(answers[-1])
     at = {"severity": 0.6}
     assert value(rows, "rank_of_answer", **at) == pytest.approx(np.mean(answers), rel=1e-5)
-    assert value(rows, "rank_of_options", **at) == pytest.approx(np.mean(options), rel=1e-5)
+    # two tokens whose logits differ in the last bit may change places
+    assert value(rows, "rank_of_options", **at) == pytest.approx(np.mean(options), abs=2 / (4 * len(options)))
     for (task, level), expected in levels.items():
         found = value(rows, "rank_of_answer_by_level", task, at=level, **at)
         assert found == pytest.approx(np.mean(expected), rel=1e-5)

@@ -142,6 +142,11 @@ def test_sweeps_are_measured_against_their_floors(tiny, tmp_path, monkeypatch):
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert {row["method"] for row in numbers["sweep"]} == set(bench.sweeping.METHODS)
     assert all(len(row["seconds"]["wane"]) == bench.sweeping.DRAWS for row in numbers["sweep"])
+    ceiling = numbers["about"]["product_flops_per_second"][0]
+    for row in numbers["sweep"]:
+        shares = [16 * row["flops"] / s / ceiling for s in row["seconds"]["wane"]]
+        assert row["share_of_ceiling"] == pytest.approx(shares)
+    assert row["flops"] == numbers["forward"][0]["flops"]
     (floor,) = numbers["floors"]
     seconds = {name: np.array(values) for name, values in floor["seconds"].items()}
     blocks = seconds["plain"] - seconds["head"]

@@ -13,9 +13,10 @@ EXPERTS = {"n_experts": 4, "top_k": 2}  # of the model on which routing is degra
 
 
 def measure(setting: Setting, shape: str = "D128-L4") -> list[Row]:
-    """One row per method: seconds of a point and of the plain evaluation that stood beside it, and their ratio;
-    of a sequential method the ratio less the evaluation is in forwards of as many calibration sequences.  memory:
-    bytes of a point over those of the plain evaluation, in parameters of the model."""
+    """One row per method: seconds of a point and of the plain evaluation that stood beside it, and their ratio; of
+    a sequential method the ratio less the evaluation is in forwards of as many calibration sequences.  memory:
+    bytes of a point over those of the plain evaluation, in parameters of the model.  flops: of the evaluation;
+    share_of_ceiling: of their rate in the time of a point, None of sequential methods, which do more."""
     rows = []
     for experts in (False, True):
         dims = SHAPES[shape] | (EXPERTS if experts else {})
@@ -26,14 +27,21 @@ def measure(setting: Setting, shape: str = "D128-L4") -> list[Row]:
                 found = alternate(works, setting.rounds, setting.seconds)
                 ratio = [p / q for p, q in zip(found["point"], found["plain"], strict=True)]
                 memory = peer.timed(f"{name} memory")(1)
-                rows.append({"method": name, "ratio": ratio, "memory": memory, **found, **about})
+                share = (
+                    [about["flops"] / s / setting.ceiling for s in found["point"]]
+                    if setting.ceiling
+                    else None
+                )
+                told = {"share_of_ceiling": None if about["kind"] == "sequential" else share}
+                rows.append({"method": name, "ratio": ratio, "memory": memory, **found, **about, **told})
                 setting.say(f"{name}: {spread(ratio)} plain evaluations")
     return rows
 
 
 def table(rows: list[Row]) -> Table:
     out = Table(
-        "method", "kind", "ms", "plain evaluations", "memory over plain, x parameters",
+        "method", "kind", "GFLOP of an evaluation", "ms", "share of ceiling", "plain evaluations",
+        "memory over plain, x parameters",
         title="one point of every method",
     )  # fmt: skip
     for row in sorted(rows, key=lambda row: (row["kind"], spread(row["ratio"]).median)):
@@ -41,7 +49,9 @@ def table(rows: list[Row]) -> Table:
         out.add_row(
             row["method"],
             row["kind"],
+            f"{row['flops'] / 1e9:.3g}",
             f"{milliseconds:.4g}",
+            f"{spread(row['share_of_ceiling']).median:.3g}" if row["share_of_ceiling"] else "",
             str(spread(row["ratio"])),
             f"{row['memory']:.2f}",
         )

@@ -1,5 +1,6 @@
 """`wane bench WHAT`: runs benchmarks, prints their tables, leaves their numbers."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def run(
     with Ceilings(setting) as ceilings:
         about = ceilings.about(setting)
     setting.say(describe(about))
+    setting = dataclasses.replace(setting, ceiling=about["product_flops_per_second"].median)
     shown = [part for name in (MEASURED if what == "all" else (what,)) for part in MEASURED[name](setting)]
     for _, _, table in shown:
         setting.console.print(table)
@@ -89,9 +91,10 @@ def describe(about: dict[str, Any]) -> str:
     if environment["platform"] == "cpu":
         device = f"{environment['processor']}, {environment['threads']} threads"
     product, copy = Spread(*about["product_flops_per_second"]), Spread(*about["copy_bytes_per_second"])
+    against = f"against: {about['against']}\n" if about["against"] else ""
     return (
         f"{device}; jax {environment['jax_version']}; {about['dtype']}; batch {about['batch']} x 128 bytes, "
-        f"{about['sequences']} sequences of evaluation\n"
+        f"{about['sequences']} sequences of evaluation\n{against}"
         f"ceilings: {product.median / 1e9:.4g} GFLOP/s in products of matrices, "
         f"{copy.median / 1e9:.3g} GB/s read and written"
     )

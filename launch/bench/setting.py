@@ -42,6 +42,7 @@ class Setting:
     dtype: Literal["float32", "bfloat16"] = "float32"
     rounds: int = 5
     seconds: float = 1.0
+    ceiling: float | None = None  # FLOP/s in products of matrices, once measured
 
     def __post_init__(self):
         unknown = [name for name in self.shapes if name not in SHAPES]
@@ -90,6 +91,7 @@ class Ceilings:
         copies = alternate({"copy": copy}, setting.rounds, setting.seconds)["copy"]
         return {
             "environment": facts["environment"], "dtype": setting.dtype, "batch": setting.batch,
+            "against": self.peers["torch"].facts["is"] if setting.against else None,
             "sequences": setting.sequences, "rounds": setting.rounds,
             "product_flops_per_second": spread(self.rate(products)),
             "copy_bytes_per_second": spread([facts["bytes"] / seconds for seconds in copies]),

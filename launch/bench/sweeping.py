@@ -18,7 +18,7 @@ DRAWS = 4
 
 def against_loop(setting: Setting) -> list[Row]:
     """One row per shape and method: seconds of each of DRAWS draws, 16 points a draw; of the loop too where there
-    is one."""
+    is one.  flops: of the evaluation of a point; share_of_ceiling: of its rate, fits included."""
     rows = []
     for shape in setting.shapes:
         common = {
@@ -34,6 +34,10 @@ def against_loop(setting: Setting) -> list[Row]:
                 works = {name: peer.timed(method) for name, peer in peers.items()}
                 found = alternate(works, DRAWS, seconds=None)
                 row = {"shape": shape, "method": method, "points": len(SEVERITIES) * DRAWS, "seconds": found}
+                row["flops"] = flops = peers["wane"].facts["flops"]
+                if setting.ceiling:
+                    rates = [len(SEVERITIES) * flops / s for s in found["wane"]]
+                    row["share_of_ceiling"] = [rate / setting.ceiling for rate in rates]
                 if setting.against:
                     row["wane_is_faster_by"] = ratios(found, "wane", "loop")
                 rows.append(row)
@@ -43,21 +47,26 @@ def against_loop(setting: Setting) -> list[Row]:
 def loop_table(rows: list[Row]) -> Table:
     points = f"{len(METHODS)} methods x {len(SEVERITIES)} severities x {DRAWS} draws"
     table = Table(
-        "shape", "method", "ms a point", "faster than the loop by", title=f"a whole sweep: {points}"
-    )
+        "shape", "method", "GFLOP a point", "ms a point", "share of ceiling", "faster than the loop by",
+        title=f"a whole sweep: {points}",
+    )  # fmt: skip
     faster = []
     for row in rows:
         point = 1e3 * spread(row["seconds"]["wane"]).median / len(SEVERITIES)
         ratio = row.get("wane_is_faster_by")
-        table.add_row(row["shape"], row["method"], f"{point:.4g}", str(spread(ratio)) if ratio else "")
+        share = row.get("share_of_ceiling")
+        table.add_row(
+            row["shape"], row["method"], f"{row['flops'] / 1e9:.3g}", f"{point:.4g}",
+            str(spread(share)) if share else "", str(spread(ratio)) if ratio else "",
+        )  # fmt: skip
     for shape in dict.fromkeys(row["shape"] for row in rows):
         mine = [row for row in rows if row["shape"] == shape and "wane_is_faster_by" in row]
         if mine:  # of the time that all methods take together
             loop, wane = (sum(sum(row["seconds"][name]) for row in mine) for name in ("loop", "wane"))
             faster.append(loop / wane)
-            table.add_row(shape, "all", "", f"{loop / wane:.3g}")
+            table.add_row(shape, "all", "", "", "", f"{loop / wane:.3g}")
     if faster:
-        table.add_row("geometric mean", "all", "", f"{geometric_mean(faster):.3g}")
+        table.add_row("geometric mean", "all", "", "", "", f"{geometric_mean(faster):.3g}")
     return table
 
 

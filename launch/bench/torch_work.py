@@ -84,6 +84,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def name_of_device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -104,7 +108,8 @@ def products(*, size: int, dtype: str) -> Work:
             torch.mm(a, b, out=out)
         wait()
 
-    return Work({"product": run}, {"flops": 2 * size**3})
+    about = f"PyTorch {torch.__version__} on {name_of_device()}, {torch.get_num_threads()} threads"
+    return Work({"product": run}, {"flops": 2 * size**3, "is": about})
 
 
 def training(*, dims: dict[str, int], batch: int, dtype: str, compiled: bool) -> Work:

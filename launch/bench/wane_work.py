@@ -179,13 +179,14 @@ def sweeping(*, methods: list[str], severities: list[float], **setting: Any) -> 
             for point in bench.sweep(method, bench.fitted(method, draw), severities, points):
                 np.asarray(point.measured.sums)
 
-    return Work({method: functools.partial(run, method) for method in methods})
+    runs = {method: functools.partial(run, method) for method in methods}
+    return Work(runs, facts(bench.shape, setting["sequences"], backward=False))
 
 
 def points(*, experts: bool, **setting: Any) -> Work:
     """One point of every method a repetition, beside the plain evaluation.  memory: bytes of a point over those of
-    the plain evaluation, in parameters of the model; facts: of each method what decides its cost.
-    """
+    the plain evaluation, in parameters of the model; facts: of each method what decides its cost, and the FLOPs of
+    the plain evaluation."""
     bench = Bench(**setting)
     names = [name for name in METHODS if (name in GROUPS["Routing"]) == experts]
 
@@ -206,7 +207,8 @@ def points(*, experts: bool, **setting: Any) -> Work:
 
     runs = {name: repeated(functools.partial(point, name)) for name in names}
     runs |= {f"{name} memory": functools.partial(memory, name) for name in names}
-    about = {name: {"kind": kind(build(name, bench.shape))} for name in names}
+    flops = facts(bench.shape, setting["sequences"], backward=False)["flops"]
+    about = {name: {"kind": kind(build(name, bench.shape)), "flops": flops} for name in names}
     return Work(runs | {"plain": repeated(bench.plain)}, about)
 
 

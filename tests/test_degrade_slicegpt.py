@@ -94,7 +94,8 @@ def test_principal_components_are_the_recorded_ones(mask, suffix):
     x = x.reshape(-1, x.shape[-1])
     value, vector = principal_components(jnp.asarray(x.T @ x), centred=False)
     np.testing.assert_allclose(value, PCA["eigval" + suffix], rtol=2e-4)
-    np.testing.assert_allclose(np.abs((PCA["Q" + suffix] * vector).sum(0)), 1, atol=1e-4)
+    # The weakest two are nearly as strong as each other: sums in another order turn them by a 40th.
+    np.testing.assert_allclose(np.abs((PCA["Q" + suffix] * vector).sum(0)), 1, atol=1e-3)
 
 
 def test_the_mean_comes_last_where_calibration_data_leave_directions_open():

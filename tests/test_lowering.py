@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wane.eval import sweep
+from wane.eval import pairs, sweep
 from wane.eval.metrics import INSTRUMENTS, USUAL, chosen
 from wane.scaling import model
 from wane.scaling.corrupt import Corruption
@@ -104,14 +104,19 @@ def sweep_programs():
     """What a sweep runs: the undegraded forward, and per method the fit and a point, whole and from a prefix, and
     per instrument what it measures."""
     n, where = 3, jax.tree.map(jnp.asarray, Where.everywhere(SHAPE))
+
+    def of_tokens(dtype, *more):
+        return jax.ShapeDtypeStruct((n, *TOKENS_BS.shape, *more), dtype)
+
     batches = sweep.Batches(
-        jax.ShapeDtypeStruct((n, *TOKENS_BT.shape), jnp.int32),
-        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), bool),
-        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
-        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape, OPTIONS), jnp.int32),
-        jax.ShapeDtypeStruct((n, len(TOKENS_BS), 2), jnp.int32),
-        jax.ShapeDtypeStruct((n, *TOKENS_BS.shape), jnp.int32),
-        jax.ShapeDtypeStruct((n, len(TOKENS_BS)), jnp.float32),
+        tokens=jax.ShapeDtypeStruct((n, *TOKENS_BT.shape), jnp.int32),
+        scored=of_tokens(bool),
+        foil=of_tokens(jnp.int32),
+        options=of_tokens(jnp.int32, OPTIONS),
+        values=jax.ShapeDtypeStruct((n, len(TOKENS_BS), 2), jnp.int32),
+        bytes=of_tokens(jnp.int32),
+        entropy=of_tokens(jnp.float32),
+        counted=jax.ShapeDtypeStruct((n, len(TOKENS_BS)), jnp.float32),
     )
     stream = jax.ShapeDtypeStruct((SHAPE.n_layers + 1, n, *X_BSD.shape), jnp.float32)
     key, layers = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -120,6 +125,13 @@ def sweep_programs():
         "streams": (sweep.streams(SHAPE, "highest").jitted, PARAMS, batches),
         "plain": (sweep.plain(SHAPE, USUAL, "highest").jitted, PARAMS, batches),
     }
+    to_compare = pairs.trained_streams(SHAPE, "highest").jitted
+    programs["streams to compare"] = (to_compare, PARAMS, batches)
+    member = PARAMS, Edit()
+    programs["a pair of members"] = (
+        pairs.comparing(SHAPE, "highest").jitted, *member, *member,
+        jax.eval_shape(to_compare, PARAMS, batches), batches,
+    )  # fmt: skip
     for name in METHODS:
         shape, params = (MOE, MOE_PARAMS) if name in GROUPS["Routing"] else (SHAPE, PARAMS)
         method = build(name, shape)

@@ -235,6 +235,7 @@ def test_packs_and_chunks_of_an_accelerator_give_the_same_table_to_tolerance(who
         "severity_2",
         "task",
         "metric",
+        "at",
     ]
     one = one[one.layer.isna()]
     pairs = one.merge(both, on=keys, suffixes=("", "_packed"), how="right", validate="1:1")

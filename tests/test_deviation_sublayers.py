@@ -34,7 +34,8 @@ def measured(params, edit, counted_B):
     """(the undegraded stream, positions, states under noise [2 L, tokens, D], metric -> its values)."""
     view = view_of(params, edit, TOKENS)
     view = dataclasses.replace(view, batch=view.batch._replace(counted_B=counted_B))
-    before, after = (x.reshape(2 * SHAPE.n_layers, -1, SHAPE.d_model) for x in alone(view)[1:])
+    found = alone(view)
+    before, after = (x.reshape(2 * SHAPE.n_layers, -1, SHAPE.d_model) for x in (found.before, found.after))
     sums, weights = sublayer_sums(view), Weights(SHAPE, params, params, edit)
     values = {m.name: jnp.ravel(m.values(sums, weights)) for m in METRICS}
     return view.stream, read_positions(view), noisy(before, after, noise_key(view)), values

@@ -91,14 +91,16 @@ def measure(cell: Cell) -> Callable[[View], tuple[Array, Array]]:
 
 
 def bounds(cell: Cell) -> Callable[[Task], tuple[float | None, float | None]]:
-    """Of a whole answer chance is known where all of them are of one length."""
+    """Of a whole answer chance is known where all are of one length and, of several tokens, of one chance."""
 
     def of_task(task: Task) -> tuple[float | None, float | None]:
         chance, ceiling = READOUTS[cell.readout].bounds(task)
         if not cell.whole:
             return chance, ceiling
         tokens = TOKENS.get(task.name)
-        return None if tokens is None else chance**tokens, certain(task)
+        differs = task.chance_at is not None and cell.readout != "options"
+        known = tokens == 1 or (tokens is not None and not differs)
+        return chance**tokens if known else None, certain(task)
 
     return of_task
 

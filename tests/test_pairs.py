@@ -1,6 +1,7 @@
 """Members of different seeds compared: against slow numpy, where the answer is known, and as cells of a study."""
 
 import dataclasses
+import functools
 import io
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degrade_cases import QUICK
 from rich.console import Console
 from test_metrics_overlap import rotation, slow_cka, slow_unbiased_cka
 from test_sweep import MEMBER, splits_of
@@ -56,8 +58,17 @@ def levels_of(subject, degrade, draw, severity):
     fitted = built.fit(subject.params, subject.calibration(degrade), key)
     args = subject.params, fitted, jnp.float32(severity), Where.everywhere(SHAPE), jax.random.fold_in(key, 1)
     tokens_NS = jnp.asarray(subject.splits.evaluation.tokens_NT[:, :-1])
-    out = apply(subject.params, tokens_NS, SHAPE, built.apply(*args))
-    return np.concatenate([out.inner["block_in"], out.x_BSD[None]]).astype(np.float64)
+    return np.asarray(_levels(built)(args, tokens_NS), np.float64)
+
+
+@functools.lru_cache
+def _levels(built):
+    @functools.partial(jax.jit, **QUICK)
+    def levels(args, tokens_NS):
+        out = apply(args[0], tokens_NS, SHAPE, built.apply(*args))
+        return jnp.concatenate([out.inner["block_in"], out.x_BSD[None]])
+
+    return levels
 
 
 @pytest.mark.parametrize("method", ["random_weights", "slicegpt"])

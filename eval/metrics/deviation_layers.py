@@ -17,7 +17,7 @@ from wane.scaling.model import Inner, behind_mlp, block
 from wane.scaling.shape import Shape
 
 PARTS = ("attention", "mlp", "block")
-READ = 2  # tokens of every sequence that is looked at whose state is read behind every sublayer
+READ = 1  # tokens of every sequence that is looked at whose state is read behind every sublayer
 
 
 class Alone(NamedTuple):

@@ -104,11 +104,12 @@ def tiny(monkeypatch):
     return Setting(console=console, shapes=("D16-L2",), batch=4, sequences=8, rounds=2, seconds=0.01), printed
 
 
-def test_training_is_measured_against_the_ceiling(tiny, tmp_path):
+def test_training_is_measured_against_the_ceiling_and_a_pack_by_the_tokens_of_all_its_members(tiny, tmp_path):
     setting, printed = tiny
+    setting = dataclasses.replace(setting, pack=3)
     bench.run("train", setting, "quickstart", (), tmp_path, tmp_path / "deep" / "numbers.json")
     numbers = json.loads((tmp_path / "deep" / "numbers.json").read_text())
-    (row,) = numbers["training"]
+    row, packed = numbers["training"]
     assert row["flops"] == 4 * 16 * shape_of(TINY, "float32").flops_per_token(backward=True)
     for seconds, tokens, share, rate in zip(
         row["seconds"], row["tokens_per_second"], row["share_of_ceiling"], row["ceiling_flops_per_second"],
@@ -120,24 +121,18 @@ def test_training_is_measured_against_the_ceiling(tiny, tmp_path):
     assert numbers["about"]["environment"]["jax_version"] == jax.__version__
     assert "D16-L2" in printed.getvalue()
     assert "[least, largest]" in printed.getvalue()
-
-
-def test_a_pack_is_told_by_the_tokens_of_all_its_members(tiny, tmp_path):
-    setting, _ = tiny
-    setting = dataclasses.replace(setting, pack=3)
-    bench.run("train", setting, "quickstart", (), tmp_path, tmp_path / "numbers.json")
-    alone, packed = json.loads((tmp_path / "numbers.json").read_text())["training"]
     assert packed["peer"] == "wane, 3 packed"
-    assert packed["flops"] == 3 * alone["flops"]
+    assert packed["flops"] == 3 * row["flops"]
     for i, seconds in enumerate(packed["seconds"]):
         assert packed["tokens_per_second"][i] == pytest.approx(3 * 4 * 16 / seconds)
-        faster = packed["tokens_per_second"][i] / alone["tokens_per_second"][i]
+        faster = packed["tokens_per_second"][i] / row["tokens_per_second"][i]
         assert packed["wane_is_faster_by"][i] == pytest.approx(faster)
 
 
 def test_sweeps_are_measured_against_their_floors(tiny, tmp_path, monkeypatch):
     setting, printed = tiny
     monkeypatch.setattr(bench.fewer, "MEMBER", SMALL_MEMBER)
+    monkeypatch.setattr(bench.sweeping, "METHODS", ("random_weights", "rtn"))
     bench.run("sweep", setting, "quickstart", (), tmp_path, tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert {row["method"] for row in numbers["sweep"]} == set(bench.sweeping.METHODS)

@@ -58,11 +58,15 @@ class TrainCell:
         return f"{arm}{self.shape.name}-s{self.init_seeds[replica]}-{hashed[:10]}"
 
     @property
+    def label(self) -> str:
+        """Arm, where there is one, and shape, as titles tell them."""
+        return f"{self.arm} {self.shape.name}".strip()
+
+    @property
     def title(self) -> str:
-        arm = f"{self.arm} " if self.arm else ""
         at = "" if self.mask_setting is None else f" {self.mask.method} {self.mask_setting:g}"
         seeds = ",".join(map(str, self.init_seeds[: self.real]))
-        return f"train {arm}{self.shape.name}{at} seed {seeds}"
+        return f"train {self.label}{at} seed {seeds}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,9 +99,8 @@ class SweepCell:
         member = self.trained
         where = "" if self.degrade.each == "whole" else f" per {self.degrade.each}"
         at = "" if self.step == member.steps else f" step {self.step}"
-        arm = f"{member.arm} " if member.arm else ""
         seed = member.init_seeds[self.replica]
-        return f"{self.kind} {arm}{member.shape.name} seed {seed}{at} {self.degrade.name}{where}"
+        return f"{self.kind} {member.label} seed {seed}{at} {self.degrade.name}{where}"
 
     @property
     def method(self) -> Degradation:
@@ -132,8 +135,7 @@ class ExamineCell:
     @property
     def title(self) -> str:
         member = self.trained
-        arm = f"{member.arm} " if member.arm else ""
-        return f"examine {arm}{member.shape.name} seed {member.init_seeds[self.replica]} {self.examine.name}"
+        return f"examine {member.label} seed {member.init_seeds[self.replica]} {self.examine.name}"
 
     def points(self) -> int:
         """Forward passes over the evaluation set, at most."""
@@ -159,10 +161,8 @@ class PairCell:
 
     @property
     def title(self) -> str:
-        member = self.trained
-        arm = f"{member.arm} " if member.arm else ""
-        seeds = f"{member.init_seeds[self.replica]} and {self.other.init_seeds[self.other_replica]}"
-        return f"pair {arm}{member.shape.name} seeds {seeds} {self.degrade.name}"
+        seeds = f"{self.trained.init_seeds[self.replica]} and {self.other.init_seeds[self.other_replica]}"
+        return f"pair {self.trained.label} seeds {seeds} {self.degrade.name}"
 
     @property
     def method(self) -> Degradation:
@@ -440,25 +440,31 @@ def _sweep_cell(
     evaluation: Evaluation, *, pilot: bool = False, tentative: bool = False,
 ) -> SweepCell:  # fmt: skip
     evaluation = evaluation.of(degrade)
-    hashed = {
+    hashed = _of_points(trained.shape, degrade, draws, splits, evaluation) | {
         "member": trained.member_id(replica),
         "trained": trained.id,
         "step": step,
-        "degrade": degrade,
-        "settings": dict(degrade.built(trained.shape).settings),  # of a file, the digest of what it holds
-        "grid": degrade.grid(trained.shape),
-        "draws": list(draws),
-        "evaluation": evaluation,
-        "sequences": splits.evaluation.digest,
-        "calibration": splits.calibration_digest(degrade.calibration),
         "stream": splits.stream.digest if degrade.recovery else None,
-        "versions": [VERSIONS["method"], VERSIONS["metric"]],
         "metrics": [METRICS[name].version for name in evaluation.metrics],
     }
     return SweepCell(
         id=digest_of(hashed), trained=trained, replica=replica, step=step, degrade=degrade, draws=draws,
         splits=splits, evaluation=evaluation, pilot=pilot, tentative=tentative,
     )  # fmt: skip
+
+
+def _of_points(shape: Shape, degrade: Degrade, draws: range, splits: Splits, evaluation: Evaluation) -> dict:
+    """What the points of a cell depend on, whatever is measured there and of which members."""
+    return {
+        "degrade": degrade,
+        "settings": dict(degrade.built(shape).settings),  # of a file, the digest of what it holds
+        "grid": degrade.grid(shape),
+        "draws": list(draws),
+        "evaluation": evaluation,
+        "sequences": splits.evaluation.digest,
+        "calibration": splits.calibration_digest(degrade.calibration),
+        "versions": [VERSIONS["method"], VERSIONS["metric"]],
+    }
 
 
 def _pairs(
@@ -473,18 +479,10 @@ def _pairs(
     (trained, replica), (other_trained, other_replica) = member, other
     for degrade in study.pairs:
         for draws in blocks(degrade, trained.shape):
-            hashed = {
+            hashed = _of_points(trained.shape, degrade, draws, splits, evaluation) | {
                 "members": [cell.member_id(r) for cell, r in (member, other)],
                 "trained": [cell.id for cell, _ in (member, other)],
                 "step": trained.steps,
-                "degrade": degrade,
-                "settings": dict(degrade.built(trained.shape).settings),
-                "grid": degrade.grid(trained.shape),
-                "draws": list(draws),
-                "evaluation": evaluation,
-                "sequences": splits.evaluation.digest,
-                "calibration": splits.calibration_digest(degrade.calibration),
-                "versions": [VERSIONS["method"], VERSIONS["metric"]],
                 "metrics": {metric.name: metric.version for metric in PAIR_METRICS},
             }
             yield PairCell(

@@ -113,6 +113,8 @@ AMONG = {
 
 
 def _metric(cell: Cell) -> SequenceMetric:
+    # Whole answers once counted where the row cuts them off.
+    version = 2 if cell.whole and cell.readout == "vocabulary" else 1
     what = "answers, runs of scored tokens, whose every token is" if cell.whole else "scored tokens that are"
     behind = "the true tokens" if cell.reads == "truth" else "what was said of the same answer (free-running)"
     return SequenceMetric(
@@ -123,9 +125,7 @@ def _metric(cell: Cell) -> SequenceMetric:
         measure=measure(cell),
         bounds=bounds(cell),
         free_running=cell.reads == "itself",
-        version=2
-        if cell.whole and cell.readout == "vocabulary"
-        else 1,  # once answers that are cut off counted
+        version=version,
     )
 
 

@@ -27,13 +27,10 @@ def measure(setting: Setting, shape: str = "D128-L4") -> list[Row]:
                 found = alternate(works, setting.rounds, setting.seconds)
                 ratio = [p / q for p, q in zip(found["point"], found["plain"], strict=True)]
                 memory = peer.timed(f"{name} memory")(1)
-                share = (
-                    [about["flops"] / s / setting.ceiling for s in found["point"]]
-                    if setting.ceiling
-                    else None
-                )
-                told = {"share_of_ceiling": None if about["kind"] == "sequential" else share}
-                rows.append({"method": name, "ratio": ratio, "memory": memory, **found, **about, **told})
+                does_more = about["kind"] == "sequential"
+                share = None if does_more else setting.shares(about["flops"], found["point"])
+                told = {"ratio": ratio, "memory": memory, "share_of_ceiling": share}
+                rows.append({"method": name, **told, **found, **about})
                 setting.say(f"{name}: {spread(ratio)} plain evaluations")
     return rows
 

@@ -58,6 +58,10 @@ class Setting:
     def say(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False)
 
+    def shares(self, flops: float, seconds: Sequence[float]) -> list[float] | None:
+        """Of the ceiling, when so many FLOPs take so long; None while it is not measured."""
+        return [flops / s / self.ceiling for s in seconds] if self.ceiling else None
+
     def check_peer(self) -> None:
         """Raises ValueError when PyTorch is not installed."""
         if importlib.util.find_spec("torch") is None:

@@ -35,9 +35,7 @@ def against_loop(setting: Setting) -> list[Row]:
                 found = alternate(works, DRAWS, seconds=None)
                 row = {"shape": shape, "method": method, "points": len(SEVERITIES) * DRAWS, "seconds": found}
                 row["flops"] = flops = peers["wane"].facts["flops"]
-                if setting.ceiling:
-                    rates = [len(SEVERITIES) * flops / s for s in found["wane"]]
-                    row["share_of_ceiling"] = [rate / setting.ceiling for rate in rates]
+                row["share_of_ceiling"] = setting.shares(len(SEVERITIES) * flops, found["wane"])
                 if setting.against:
                     row["wane_is_faster_by"] = ratios(found, "wane", "loop")
                 rows.append(row)
@@ -54,7 +52,7 @@ def loop_table(rows: list[Row]) -> Table:
     for row in rows:
         point = 1e3 * spread(row["seconds"]["wane"]).median / len(SEVERITIES)
         ratio = row.get("wane_is_faster_by")
-        share = row.get("share_of_ceiling")
+        share = row["share_of_ceiling"]
         table.add_row(
             row["shape"], row["method"], f"{row['flops'] / 1e9:.3g}", f"{point:.4g}",
             str(spread(share)) if share else "", str(spread(ratio)) if ratio else "",

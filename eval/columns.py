@@ -107,7 +107,7 @@ _DEGRADATION = (
 )
 
 _MEASUREMENT = (
-    _text("task", "task that the evaluation sequences belong to; all: every sequence"),
+    _text("task", "task that the evaluation sequences belong to; all: the mean over tasks"),
     _text("metric", "what was measured"),
     _text("axis", "what `at` counts: layer, level, position, ..; null: a value of the whole", nullable=True),
     _real(

@@ -36,8 +36,8 @@ def values(subject: Subject, measured: Measured) -> Iterator[dict]:
     sums, counts, tokens, others = (np.asarray(a, np.float64) for a in measured)
     shape, evaluation = subject.member.shape, subject.splits.evaluation
     N = len(evaluation.task_N)
-    totals = (of_groups(a, evaluation) for a in (sums, counts))
-    columns = zip(sums[:, :N], counts[:, :N], *totals, strict=True)
+    of_each = (of_tasks(a, evaluation) for a in (sums, counts))
+    columns = zip(sums[:, :N], counts[:, :N], *of_each, strict=True)
     per_token, statistics = iter(tokens), iter(others)
     for metric in (METRICS[name] for name in subject.settings.metrics):
         if isinstance(metric, PerToken):
@@ -91,45 +91,55 @@ def by_task(evaluation: EvalSet) -> tuple[np.ndarray, np.ndarray]:
     return order_N, np.searchsorted(evaluation.task_N[order_N], np.arange(len(evaluation.tasks)))
 
 
-def of_groups(value_CN: np.ndarray, evaluation: EvalSet) -> np.ndarray:
-    """Sums [C, 1 + tasks] over all sequences, and over those of each task.  What is not a number spoils its own
-    task alone."""
+def of_tasks(value_CN: np.ndarray, evaluation: EvalSet) -> np.ndarray:
+    """Sums [C, K] over the sequences of each task.  What is not a number spoils its own task alone."""
     order_N, begins = by_task(evaluation)
-    value_CN = value_CN[:, : len(order_N)]
-    return np.column_stack([value_CN.sum(axis=1), np.add.reduceat(value_CN[:, order_N], begins, axis=1)])
+    return np.add.reduceat(value_CN[:, : len(order_N)][:, order_N], begins, axis=1)
+
+
+def over_tasks(sum_K: np.ndarray, count_K: np.ndarray) -> tuple[float, int]:
+    """(value, count) over all tasks: the mean over the tasks of their means, so that a task of which many tokens
+    are scored weighs as one of which few are; (0, 0) where nothing is counted."""
+    counted_K = count_K > 0
+    if not counted_K.any():
+        return 0.0, 0
+    return float(np.mean(sum_K[counted_K] / count_K[counted_K])), int(count_K.sum())
 
 
 def sequence_rows(
-    metric: SequenceMetric, place: Place, sum_N: np.ndarray, count_N: np.ndarray, sum_G: np.ndarray,
-    count_G: np.ndarray, evaluation: EvalSet, shape: Shape,
+    metric: SequenceMetric, place: Place, sum_N: np.ndarray, count_N: np.ndarray, sum_K: np.ndarray,
+    count_K: np.ndarray, evaluation: EvalSet, shape: Shape,
 ) -> Iterator[dict]:  # fmt: skip
-    """Values on all sequences and on each task; G as `of_groups`."""
-    groups: list[tuple[str, Task | None]] = [("all", None)]
+    """Values over all tasks and on each task; K as `of_tasks`."""
+    size_K = np.bincount(evaluation.task_N)
+    # where tasks differ in it, the mean over all sequences is not that over tasks
+    all_N = slice(None) if (size_K == size_K[0]).all() else None
+    groups = [("all", None, *over_tasks(sum_K, count_K), all_N)]
     if len(evaluation.tasks) > 1 or metric.bounds or metric.of_task:
-        groups += [(task.name, task) for task in as_asked(evaluation)]
-    for i, (task, definition) in enumerate(groups):
-        if count_G[i] == 0:
-            continue
-        value = finished(metric, sum_G[i] / count_G[i], definition, shape)
+        for i, task in enumerate(as_asked(evaluation)):
+            mean, count = over_tasks(sum_K[i : i + 1], count_K[i : i + 1])
+            groups.append((task.name, task, mean, count, evaluation.task_N == i))
+    for name, task, mean, count, index_N in groups:
+        value = finished(metric, mean, task, shape) if count else None
         if value is None:
             continue
-        row = value_row(metric, place, task, value, int(count_G[i]))
-        if metric.each and row["value"] is not None:
-            index = evaluation.task_N == i - 1 if i else slice(None)
-            if (count_N[index] > 0).all():
-                row["per_sequence"] = np.float32(sum_N[index] / count_N[index]).tolist()
-        yield row | bounds(metric, definition)
+        row = value_row(metric, place, name, value, count)
+        kept = metric.each and row["value"] is not None and index_N is not None
+        if kept and (count_N[index_N] > 0).all():
+            row["per_sequence"] = np.float32(sum_N[index_N] / count_N[index_N]).tolist()
+        yield row | bounds(metric, task)
 
 
 def set_rows(metric: SetMetric, value_NS: np.ndarray, shape: Shape, evaluation: EvalSet) -> Iterator[dict]:
-    """Values on all sequences and on each task, of every place that has any."""
-    groups = [("all", None), *((task.name, task) for task in evaluation.tasks)]
-    sums, counts = (of_groups(of_each.T, evaluation) for of_each in metric.over(value_NS, evaluation))
-    for place, sum_G, count_G in zip(metric.places(shape), sums, counts, strict=True):
-        for (task, definition), total, count in zip(groups, sum_G, count_G, strict=True):
+    """Values over all tasks and on each task, of every place that has any."""
+    sums, counts = (of_tasks(of_each.T, evaluation) for of_each in metric.over(value_NS, evaluation))
+    for place, sum_K, count_K in zip(metric.places(shape), sums, counts, strict=True):
+        groups = [("all", None, slice(None))]
+        groups += [(task.name, task, slice(i, i + 1)) for i, task in enumerate(evaluation.tasks)]
+        for name, task, index_K in groups:
+            mean, count = over_tasks(sum_K[index_K], count_K[index_K])
             if count:
-                row = value_row(metric, place, task, total / count, int(count))
-                yield row | bounds(metric, definition)
+                yield value_row(metric, place, name, mean, count) | bounds(metric, task)
 
 
 def finished(metric: SequenceMetric, mean: float, task: Task | None, shape: Shape) -> float | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -67,11 +68,15 @@ class Evaluation:
     other sequences decides how many that takes, for all members alike; `sequences` is then the most that may be
     used.  None: `sequences` are used.
 
+    scored_tokens: of each task exactly so many tokens are scored, in as many sequences as that takes, in place of
+    `sequences`: tasks differ up to tenfold in how many of a sequence's tokens they score.
+
     temperature: of free-running answers; 0: the most likely token.  Continuations have temperatures of their own
     (`wane.eval.metrics.continuation`).
     """
 
     sequences: int = 64  # per graded task, and per text source
+    scored_tokens: int | None = None  # per graded task, and per text source
     precision: float | None = None  # nats per token
     pilot_sequences: int = 16  # per graded task, and per text source; read with precision
     batch: int = 16  # sequences per step of the loop inside the executable
@@ -87,6 +92,16 @@ class Evaluation:
         for field in ("sequences", "batch", "calibration_sequences"):
             if getattr(self, field) < 1:
                 raise ValueError(f"evaluation.{field} = {getattr(self, field)}: must be at least 1")
+        if self.scored_tokens is not None and self.scored_tokens < 1:
+            raise ValueError(
+                f"evaluation.scored_tokens = {self.scored_tokens}: must be at least 1, or None for equal numbers of"
+                " sequences"
+            )
+        if self.scored_tokens and self.precision:
+            raise ValueError(
+                f"evaluation.scored_tokens = {self.scored_tokens}: evaluation.precision = {self.precision:g}"
+                " decides how much is read; give one of them"
+            )
         if self.precision is not None and not 0 < self.precision < float("inf"):
             raise ValueError(
                 f"evaluation.precision = {self.precision}: must be a positive number of nats, or None"
@@ -202,7 +217,8 @@ class Study:
         if len(set(asked)) < len(asked):
             raise ValueError("examinations: the same name, settings and sequences stand there twice")
         for examine in self.examinations:
-            if (examine.sequences or 0) > self.evaluation.sequences:
+            most = self.evaluation.sequences if self.evaluation.scored_tokens is None else math.inf
+            if (examine.sequences or 0) > most:
                 raise ValueError(
                     f"examinations.sequences = {examine.sequences}: must be at most evaluation.sequences ="
                     f" {self.evaluation.sequences}"

@@ -236,7 +236,7 @@ def splits(study: Study, stream: Stream, decided: Decided) -> tuple[Splits, Spli
     calibrations = {source: calibration(source, stream, count, seed) for source in sources}
     most = settings.sequences
     if settings.precision is None:
-        evaluation = stream.evaluation(most, settings.seed)
+        evaluation = stream.evaluation(most, settings.seed, settings.scored_tokens)
         return Splits(evaluation=evaluation, calibrations=calibrations, stream=stream), None
     drawn = stream.evaluation(
         most + settings.pilot_sequences, settings.seed
@@ -358,7 +358,9 @@ def _examinations(
     evaluation = dataclasses.replace(evaluation, metrics=("loss",), temperature=0.0)
     for replica in range(trained.real if trained.mask is None else 0):
         for examine, splits in examinations:
-            count = min(examine.sequences or evaluation.sequences, evaluation.sequences)
+            count = evaluation.sequences
+            if examine.sequences:
+                count = examine.sequences if evaluation.scored_tokens else min(examine.sequences, count)
             asked = dataclasses.replace(evaluation, sequences=count)
             cell = _examine_cell(trained, replica, examine, splits, asked, tentative=open_count)
             if cell.points():

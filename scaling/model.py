@@ -304,7 +304,8 @@ def unembed(params: Params, x_BSD: Array, shape: Shape) -> Array:
     norm = params.get("final_norm", {})
     x = normalize(x_BSD, norm.get("scale"), norm.get("bias"), shape.norm_eps)
     w_DV = params["embed"].T if shape.tied_embeddings else params["unembed"]
-    return product(x, w_DV.astype(x.dtype), "float32") * shape.logit_scale
+    # The weights are scaled and not the logits, which are larger and would all be written twice.
+    return product(x, (w_DV * shape.logit_scale).astype(x.dtype), "float32")
 
 
 def apply(

@@ -89,6 +89,26 @@ def test_evaluation_set_is_paired_and_complete(corpus):
     np.testing.assert_array_equal(one.scored_NS, one.level_NS >= 0)
 
 
+def test_evaluation_may_score_equally_many_tokens_of_every_task(corpus):
+    """In whole sequences, none more than it takes; of the last one the rest has neither score nor options."""
+    stream = graded_stream(sources={"graded": 1, corpus: 1})
+    for scored in (100, 130):
+        data = stream.evaluation(6, 0, scored)
+        assert data.digest == stream.evaluation(6, 0, scored).digest != stream.evaluation(6, 1, scored).digest
+        for i, task in enumerate(data.tasks):
+            count_N = data.scored_NS[data.task_N == i].sum(axis=1)
+            assert count_N.sum() == scored, task.name
+            assert count_N.all(), task.name
+        np.testing.assert_array_equal(data.scored_NS, data.level_NS >= 0)
+        assert (data.foil_NS[~data.scored_NS] < 0).all()
+        assert (data.options_NSO[~data.scored_NS] < 0).all()
+    size = dict(zip((task.name for task in data.tasks), np.bincount(data.task_N), strict=True))
+    assert size["L1"] == size["text:a.txt"] == 3  # of 63 and 64 tokens each
+    assert size["L2"] > 10
+    with pytest.raises(ValueError, match="held-out part of text:a.txt has"):
+        stream.evaluation(6, 0, 10**6)
+
+
 def test_graded_evaluation_scores_targets_not_inputs():
     evaluation = graded_stream(task_shares={"S": 1}).evaluation(4, 0)
     places = np.flatnonzero(evaluation.scored_NS[0])

@@ -13,7 +13,7 @@ from test_sweep import SHAPE
 from wane.eval.measure import insides
 from wane.eval.metrics import METRICS
 from wane.eval.metrics.contract import Weights
-from wane.eval.metrics.deviation_layers import PARTS
+from wane.eval.metrics.deviation_layers import COMPARED, PARTS
 from wane.eval.metrics.deviation_spaces import sampled
 from wane.eval.metrics.few import EVERY
 from wane.eval.metrics.view import Batch, View
@@ -77,8 +77,9 @@ def slow(shape, params, edit, tokens_nBT, counted):
                 told.append((mid - start, end - mid, end - start))
             for p, (f, changed) in enumerate(zip(*told, strict=True)):
                 for i in range(0, B, EVERY):
-                    noise[l, p] += np.sum((changed[i] - f[i]) ** 2)
-                    signal[l, p] += np.sum(f[i] ** 2)
+                    at = sampled(len(tokens_BT[::EVERY]), shape.context, COMPARED)[i // EVERY]
+                    noise[l, p] += np.sum((changed[i, at] - f[i, at]) ** 2)
+                    signal[l, p] += np.sum(f[i, at] ** 2)
             for i, places in enumerate(sampled(len(tokens_BT), shape.context)[:B]):
                 noise[l, 3] += np.sum((np.float64(bad[l, i, places]) - np.float64(x[i, places])) ** 2)
                 signal[l, 3] += np.sum(np.float64(x[i, places]) ** 2)

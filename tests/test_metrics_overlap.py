@@ -16,7 +16,7 @@ from wane.eval.metrics import overlap
 from wane.eval.metrics.cka import cka, unbiased_cka
 from wane.eval.metrics.concentration import effective_number, gini
 from wane.eval.metrics.contract import Weights
-from wane.eval.metrics.moments import EVERY, moments, own_covariance, participation_ratio
+from wane.eval.metrics.moments import EVERY, MINIBATCH, moments, own_covariance, participation_ratio
 from wane.eval.metrics.neurons import mean_cosine, neuron_cosine, neuron_dimensions, neuron_moments
 from wane.eval.metrics.neurons import neuron_overlap as overlap_of_neurons
 from wane.eval.metrics.view import Batch, View
@@ -183,9 +183,15 @@ def spaced(x):
     return x[..., 15::16, :].reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
+def batches(x):
+    """Of 4, 4 and 1 sequences."""
+    return [x[part] for part in (slice(0, 4), slice(4, 8), slice(8, 9))]
+
+
 def minibatches(x):
-    """Batches of 4, 4 and 1 sequences: all their positions are read."""
-    return [x[part].reshape(-1, x.shape[-1]) for part in (slice(0, 4), slice(4, 8), slice(8, 9))]
+    """Every other position: 64 tokens of a whole batch."""
+    assert MINIBATCH == 64
+    return [batch[:, 1::2].reshape(-1, x.shape[-1]) for batch in batches(x)]
 
 
 def level_cosines(x_NSD, y_NSD):
@@ -241,8 +247,8 @@ def test_every_row_against_numpy(splits):
     raw = (unit @ unit.T)[np.triu_indices(len(unit), 1)].mean()
     assert value(rows, "token_cosine", severity=0.6, part="raw") == pytest.approx(raw, abs=1e-5)
     total, pairs = 0, 0
-    for batch in minibatches(x[3]):
-        batch = batch - batch.mean(axis=0)
+    for batch in batches(x[3]):
+        batch = batch.reshape(-1, 16) - batch.mean(axis=(0, 1))
         unit = batch / np.linalg.norm(batch, axis=1, keepdims=True)
         cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
         total, pairs = total + cosines.sum(), pairs + len(cosines)

@@ -8,7 +8,7 @@ from test_sweep import SHAPE, Subject, rows_of, splits_of, subject_of, value
 
 from wane.eval.metrics import INSTRUMENTS, METRICS
 from wane.eval.metrics import deviation as dev
-from wane.eval.metrics.deviation_layers import EVERY, PARTS
+from wane.eval.metrics.deviation_layers import COMPARED, EVERY, PARTS
 from wane.eval.metrics.deviation_spaces import RUN, TEMPERATURES, VECTORS, noisy, sampled
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
@@ -252,17 +252,19 @@ def test_layers_against_loops(swept):
 
 
 def test_blocks_alone_against_loops(swept):
-    """On the undegraded stream, the first sequences of every batch."""
+    """On the undegraded stream, the first sequences of every batch, one token of four."""
     rows, subject, edit = swept
     before = states(subject, None)[2]
     few = [i for i in range(before.shape[1]) if i % BATCH % EVERY == 0]
     assert len(few) > 2
+    (at,) = sampled(1, SHAPE.context, COMPARED)
+    assert len(at) == SHAPE.context / 4
     for layer in range(SHAPE.n_layers):
         x = jnp.asarray(before[layer, few], jnp.float32)
         told = []
         for params in (subject.params["blocks"], subject.params["blocks"] | edit.params["blocks"]):
             out, inner, _ = block({name: leaf[layer] for name, leaf in params.items()}, x, SHAPE)
-            start, mid, end = (np.asarray(a, np.float64) for a in (x, inner["mid"], out))
+            start, mid, end = (np.asarray(a, np.float64)[:, at] for a in (x, inner["mid"], out))
             told.append((mid - start, end - mid, end - start))
         for part, v, w in zip(PARTS, *told, strict=True):
             where = {"severity": 0.5, "axis": "layer", "at": float(layer), "part": part}

@@ -1,17 +1,23 @@
 """`wane run` as a user starts it: killed at any moment and run again it ends with the same curves, bit for bit."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from wane.eval import load_curves
+from wane.launch.cli import main
+from wane.launch.directory import StudyDirectory
 
 STUDY = str(Path(__file__).parent / "studies" / "tiny.py")
 
@@ -51,18 +57,33 @@ MOMENTS = {
 }
 
 
-def run(out, *, moment=None, study=STUDY, check=True, extra=()):
+class Done(NamedTuple):
+    """How a run ended and what it said."""
+
+    code: int
+    out: str
+    errors: str
+
+
+def run(out, *, expected=0, extra=()) -> Done:
+    """`wane run` in this process, which knows the programs of the last one."""
+    said, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        code = main(["run", STUDY, "--out", str(out), *extra])
+    assert code == expected, said.getvalue() + errors.getvalue()
+    return Done(code, said.getvalue(), errors.getvalue())
+
+
+def run_alone(out, moment=None) -> None:
+    """The same in a process of its own, which a moment kills."""
     command = ["-c", DRIVER, MOMENTS[moment]] if moment else ["-m", "wane.launch"]
     done = subprocess.run(
-        [sys.executable, *command, "run", study, "--out", str(out), *extra],
+        [sys.executable, *command, "run", STUDY, "--out", str(out)],
         capture_output=True, text=True, timeout=600,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
-    if moment:
-        assert done.returncode == -signal.SIGKILL, f"{moment}: was not reached\n{done.stdout}{done.stderr}"
-    elif check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    expected = -signal.SIGKILL if moment else 0
+    assert done.returncode == expected, f"{moment or 'to the end'}\n{done.stdout}{done.stderr}"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +105,7 @@ def test_a_run_leaves_what_the_layout_promises(whole):
     assert (out / "report" / "index.html").stat().st_size > 1e6
     assert list((out / "report" / "figures").glob("*.svg"))
     assert len(list(out.glob("cells/*/rows.parquet"))) == sum("sweep" in c["title"] for c in record["cells"])
-    assert "rows in" in done.stdout
+    assert "rows in" in done.out
 
 
 def test_pruning_before_during_and_after_training_are_curves_of_one_table(whole):
@@ -140,7 +161,7 @@ def test_running_again_does_nothing(whole):
     out, _ = whole
     before = (out / "curves.parquet").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/rows.parquet")}
-    assert "all" in run(out).stdout
+    assert "all" in run(out).out
     assert (out / "curves.parquet").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
@@ -148,15 +169,13 @@ def test_running_again_does_nothing(whole):
 def test_killed_at_any_moment_it_ends_with_the_same_curves(whole, tmp_path):
     """One directory, killed at seven moments in turn; every continuation meets what the last kill left."""
     for moment in MOMENTS:
-        run(tmp_path / "study", moment=moment)
-    run(tmp_path / "study")
+        run_alone(tmp_path / "study", moment)
+    run_alone(tmp_path / "study")
     assert (tmp_path / "study" / "curves.parquet").read_bytes() == (whole[0] / "curves.parquet").read_bytes()
     assert not list((tmp_path / "study").glob("cells/*/.*.tmp")), "a continuation sweeps up half-written rows"
 
 
 def test_a_damaged_checkpoint_is_refused_and_computed_again(whole, tmp_path):
-    import shutil
-
     out = tmp_path / "study"
     shutil.copytree(whole[0], out)
     shutil.rmtree(out / "cells")
@@ -166,41 +185,33 @@ def test_a_damaged_checkpoint_is_refused_and_computed_again(whole, tmp_path):
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     done = run(out)
-    assert "damaged" in done.stdout + done.stderr
+    assert "damaged" in done.out + done.errors
     assert (out / "curves.parquet").read_bytes() == (whole[0] / "curves.parquet").read_bytes()
 
 
 def test_two_runs_cannot_share_a_directory(whole):
-    from wane.launch.directory import StudyDirectory
-
     with StudyDirectory(whole[0]).locked():
-        done = run(whole[0], check=False)
-    assert done.returncode == 2
-    assert "another wane is working there" in done.stderr
+        done = run(whole[0], expected=2)
+    assert "another wane is working there" in done.errors
 
 
 def test_a_resume_on_another_machine_is_refused(whole, tmp_path):
-    import shutil
-
     out = tmp_path / "study"
     shutil.copytree(whole[0], out)
     record = json.loads((out / "study.json").read_text())
     record["environment"]["threads"] += 1
     (out / "study.json").write_text(json.dumps(record))
-    done = run(out, check=False)
-    assert done.returncode == 2
-    assert "threads" in done.stderr
-    assert "--accept-drift" in done.stderr
+    done = run(out, expected=2)
+    assert "threads" in done.errors
+    assert "--accept-drift" in done.errors
     run(out, extra=("--accept-drift",))
 
 
 def test_growing_a_study_keeps_what_is_done(whole, tmp_path):
-    import shutil
-
     out = tmp_path / "study"
     shutil.copytree(whole[0], out)
     done = run(out, extra=("--set", "degradations.1.severities=0.25,0.5"))
-    assert "done before" in done.stdout
+    assert "done before" in done.out
     table = load_curves(out)
     assert set(table[(table.method == "magnitude_weights") & (table.pruned != "during")].severity) == {
         0,
@@ -282,8 +293,6 @@ def test_a_study_that_diverges_keeps_its_members_with_the_reason(tmp_path):
 
 def test_cells_computed_one_by_one_are_those_of_the_run(tmp_path):
     """What a launcher does: train, then each cell by its id."""
-    from wane.launch.cli import main
-
     out = tmp_path / "study"
     extra = ("--set", "family.depths=1", "--set", "seeds=0", "--set", "arms=[]", "--set", "sweep_steps=[]")
     assert main(["train", STUDY, "--out", str(out), *extra]) == 0

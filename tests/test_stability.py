@@ -40,14 +40,15 @@ def view_of(tokens_BT, scored_BS, values_B2, logits_BSV):
 
 def test_agreement_of_samples_against_numpy():
     rng = np.random.default_rng(0)
-    scored_BS = rng.random((4, 7)) < 0.6
-    values_B2 = np.array([[10, 5], [0, 3], [0, 0], [12, 8]])
-    logits_BSV = 3 * rng.normal(size=(4, 7, 20))
-    view = view_of(np.zeros((4, 8), int), scored_BS, values_B2, logits_BSV)
+    values_B2 = np.repeat([[10, 5], [0, 3], [0, 0], [12, 8]], 4, axis=0)
+    scored_BS = rng.random((16, 7)) < 0.6
+    logits_BSV = 3 * rng.normal(size=(16, 7, 20))
+    view = view_of(np.zeros((16, 8), int), scored_BS, values_B2, logits_BSV)
     total, count = METRICS["agreement_of_temperatures"].measure(view)
     for b, (first, values) in enumerate(values_B2):
         for t, temperature in enumerate(agreement.TEMPERATURES):
-            p = np.exp(logits_BSV[b][scored_BS[b]][:, first : first + values] / temperature)
+            read_S = scored_BS[b] & (b % 4 == 0)  # one sequence of four
+            p = np.exp(logits_BSV[b][read_S][:, first : first + values] / temperature)
             expected = np.square(p / p.sum(-1, keepdims=True)).sum(-1) if values else np.zeros(0)
             assert count[b, t] == len(expected)
             assert total[b, t] == pytest.approx(expected.sum(), rel=1e-5)

@@ -280,13 +280,39 @@ def test_metrics_against_numpy(splits):
     assert not any(r["metric"] == "loss_per_byte" for r in rows)  # graded tokens have no bytes
 
 
+def test_over_all_tasks_each_weighs_the_same(splits):
+    """However many of its tokens are scored, and however many sequences it has."""
+    stream, at = splits.stream, {"severity": 0.6}
+    for scored in (None, 40):
+        subject = subject_of(dataclasses.replace(splits, evaluation=stream.evaluation(3, 0, scored)))
+        rows, _, _ = rows_of(subject, Degrade(method="magnitude_weights", severities=(0.6,)))
+        names = [task.name for task in subject.splits.evaluation.tasks]
+        found = {r["task"]: r for r in rows if r["metric"] == "accuracy" and r["severity"] == 0.6}
+        counts = {found[name]["count"] for name in names}
+        assert counts == {40} if scored else len(counts) == 3
+        assert found["all"]["count"] == sum(found[name]["count"] for name in names)
+        for metric in ("loss", "accuracy", "kl"):
+            mean = np.mean([value(rows, metric, name, **at) for name in names])
+            assert value(rows, metric, **at) == pytest.approx(mean, rel=1e-12)
+        assert value(rows, "perplexity", **at) == pytest.approx(np.exp(value(rows, "loss", **at)))
+        (loss,) = (r for r in rows if r["metric"] == "loss" and r["task"] == "all" and r["severity"] == 0.6)
+        sizes = set(np.bincount(subject.splits.evaluation.task_N))
+        assert (loss["per_sequence"] is None) == (len(sizes) > 1) == bool(scored)
+
+
+class Told(SimpleNamespace):
+    """What metrics read; told from others by identity, as views are."""
+
+    __hash__ = object.__hash__
+
+
 def test_every_metric_of_a_small_view_against_loops():
     rng = np.random.default_rng(1)
     logits, full = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
     nll, targets = rng.random((4, 6)).astype(np.float32), rng.integers(0, 3, (4, 6))
     scored, sizes = rng.random((4, 6)) < 0.5, rng.integers(0, 4, (4, 6))
     sizes[2] = 0  # a graded sequence among text
-    view = SimpleNamespace(
+    view = Told(
         logits_BSV=logits, nll_BS=nll, full_BSV=full, targets_BS=targets, scored_BS=scored, bytes_BS=sizes
     )  # fmt: skip
     softmax = lambda x: np.exp(x) / np.exp(x).sum()  # noqa: E731

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from wane.eval.metrics.answers import among_values, has_values, preferred
-from wane.eval.metrics.contract import DrawMetric, Place, SequenceMetric, SetMetric, per_sequence
+from wane.eval.metrics.answers import cut_to_values, has_values, preferred
+from wane.eval.metrics.contract import DrawMetric, Place, SequenceMetric, SetMetric
+from wane.eval.metrics.ranks import SOME
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet, Task
@@ -28,21 +29,23 @@ NOT_A_NUMBER = float("inf")  # nan is no answer at all
 
 def of_samples(view: View) -> tuple[Array, Array]:
     """sum_v p_v^2 over the task's values, p = softmax(z / T): the probability that two independent samples
-    are the same, exact.  [B, 4] as TEMPERATURES."""
-    counted_BS = has_values(view)
+    are the same, exact.  Sums and counts [B, 4] as TEMPERATURES, 0 for sequences that are not read."""
+    counted_bS = has_values(view)[::SOME]
+    among_bSM, _ = cut_to_values(view.logits_BSV[::SOME], view.batch.values_B2[::SOME])
     # text has no values: there all logits would be -inf
-    logits_BSM = jnp.where(counted_BS[..., None], among_values(view), 0.0)
-    below_BSM = logits_BSM - logits_BSM.max(axis=-1, keepdims=True)
+    logits_bSM = jnp.where(counted_bS[..., None], among_bSM, 0.0)
+    below_bSM = logits_bSM - logits_bSM.max(axis=-1, keepdims=True)
 
-    root_BSM = jnp.exp(below_BSM / ROOT)  # one exponential for all temperatures: the others are its powers
+    root_bSM = jnp.exp(below_bSM / ROOT)  # one exponential for all temperatures: the others are its powers
 
-    def at(temperature: float) -> tuple[Array, Array]:
-        size_BSM = root_BSM ** round(ROOT / temperature)
-        same_BS = jnp.square(size_BSM).sum(axis=-1) / jnp.square(size_BSM.sum(axis=-1))
-        return per_sequence(lambda view: (same_BS, counted_BS))(view)
+    def at(temperature: float) -> Array:
+        size_bSM = root_bSM ** round(ROOT / temperature)
+        same_bS = jnp.square(size_bSM).sum(axis=-1) / jnp.square(size_bSM.sum(axis=-1))
+        return jnp.where(counted_bS, same_bS, 0).sum(axis=1)
 
-    sums, counts = zip(*(at(temperature) for temperature in TEMPERATURES), strict=True)
-    return jnp.stack(sums, axis=1), jnp.stack(counts, axis=1)
+    none_B4 = jnp.zeros((len(view.scored_BS), len(TEMPERATURES)))
+    total_b4 = jnp.stack([at(temperature) for temperature in TEMPERATURES], axis=1)
+    return none_B4.at[::SOME].set(total_b4), none_B4.at[::SOME].set(counted_bS.sum(axis=1, keepdims=True))
 
 
 def sample_places(shape: Shape) -> tuple[Place, ...]:
@@ -128,9 +131,10 @@ def draw_places(shape: Shape) -> tuple[Place, ...]:
 METRICS = (
     SequenceMetric(
         name="agreement_of_temperatures",
+        version=2,
         unit="fraction",
         meaning="probability that two samples at a temperature are the same of the task's values, on scored"
-        " tokens",
+        " tokens of one sequence of four",
         better="neither",
         places=sample_places,
         measure=of_samples,

@@ -43,6 +43,7 @@ _STATES = "the degraded model's residual stream before and behind a sublayer; bl
 METRICS = (
     Statistic(
         name="contribution_cosine",
+        version=2,
         unit="",
         meaning="cosine between " + _STATES,
         better="neither",
@@ -53,6 +54,7 @@ METRICS = (
     ),
     Statistic(
         name="contribution_orthogonal",
+        version=2,
         unit="",
         meaning="length of what is added across the stream over the stream's length, from " + _STATES,
         better="neither",

@@ -93,8 +93,8 @@ def weighted_variance(x: Array, weights: Array) -> Array:
 
 
 def log_softmax(z: Array) -> Array:
-    """As jax.nn has it, but that the sum is the one that the loss has: XLA computes it once."""
-    return z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    """As jax.nn has it, but that the sum is, to the letter, the one that the loss has: XLA computes it once."""
+    return z - jax.nn.logsumexp(z, axis=-1)[..., None]
 
 
 def kl(z: Array, changed: Array, temperature: Array | float, convention: Convention = "generation") -> Array:

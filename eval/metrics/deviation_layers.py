@@ -18,11 +18,12 @@ from wane.scaling.shape import Shape
 
 PARTS = ("attention", "mlp", "block")
 READ = 1  # tokens of every sequence that is looked at whose state is read behind every sublayer
+COMPARED = 4  # of what a block adds there, one token of each run of so many
 
 
 class Alone(NamedTuple):
     """Every degraded block on the undegraded stream that enters it.  updates: what its sublayers and the block add
-    against what those of the trained one do, [L, 3, b, S]; energy: of the latter, |f(x)|^2.  before, after: the
+    against what those of the trained one do, [L, 3, b, n]; energy: of the latter, |f(x)|^2.  before, after: the
     stream behind each sublayer, undegraded and with that sublayer alone degraded, at few tokens [L, 2, b, READ, D].
     """
 
@@ -50,8 +51,10 @@ def entering(view: View) -> Geometry:
 
 def _updates(inner: Inner, end: Array) -> Array:
     """What the sublayers of a block and the block add to the stream that enters it, the edit's multipliers and maps
-    included, [3, b, S, D]: the order of PARTS.  end: the stream behind it."""
-    start, mid, end = (x.astype(jnp.float32) for x in (inner["block_in"], inner["mid"], end))
+    included, at the tokens that are compared [3, b, n, D]: the order of PARTS.  end: the stream behind it."""
+    start, mid, end = (
+        at_sampled(x, COMPARED).astype(jnp.float32) for x in (inner["block_in"], inner["mid"], end)
+    )
     return jnp.stack([mid - start, end - mid, end - start])
 
 
@@ -98,9 +101,9 @@ def by_part(field: str) -> Callable[[View], tuple[Array, Array]]:
     """(sum, count) over tokens of one field of `Geometry`, [B, 3 L]; count 0 where a sequence is not looked at."""
 
     def measure(view: View) -> tuple[Array, Array]:
-        value_LPbS = getattr(alone(view).updates, field)
-        *_, b, S = value_LPbS.shape
-        return of_few(value_LPbS.sum(axis=-1).reshape(-1, b), S, len(view.targets_BS))
+        value_LPbn = getattr(alone(view).updates, field)
+        *_, b, n = value_LPbn.shape
+        return of_few(value_LPbn.sum(axis=-1).reshape(-1, b), n, len(view.targets_BS))
 
     return measure
 
@@ -134,13 +137,13 @@ METRICS = (
         name="update_cosine",
         unit="",
         meaning="cosine of what a block adds to the undegraded stream to what the undegraded block adds; mlp:"
-        " behind the block's own attention; one sequence of twenty of a batch",
+        " behind the block's own attention; one token of four of one sequence of twenty of a batch",
         better="higher",
         measure=by_part("cosine"),
         places=parts_of_layers,
         relative=True,
         streams=True,
-        version=2,
+        version=3,
     ),
     SequenceMetric(
         name="update_orthogonal",
@@ -152,6 +155,6 @@ METRICS = (
         places=parts_of_layers,
         relative=True,
         streams=True,
-        version=2,
+        version=3,
     ),
 )

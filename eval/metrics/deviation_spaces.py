@@ -63,17 +63,17 @@ class Comparison(NamedTuple):
     rough_3Bn: Array
 
 
-def sampled(batch: int, length: int) -> np.ndarray:
-    """Positions [B, n]: one of each run of RUN, at random: a task of fixed layout is then seen everywhere."""
-    first_n = np.arange(0, length, RUN)
-    offset_Bn = np.random.default_rng(0).integers(0, np.minimum(RUN, length - first_n), (batch, len(first_n)))
+def sampled(batch: int, length: int, run: int = RUN) -> np.ndarray:
+    """Positions [B, n]: one of each run of so many, at random: a task of fixed layout is then seen everywhere."""
+    first_n = np.arange(0, length, run)
+    offset_Bn = np.random.default_rng(0).integers(0, np.minimum(run, length - first_n), (batch, len(first_n)))
     return first_n + offset_Bn
 
 
-def at_sampled(x: Array) -> Array:
+def at_sampled(x: Array, run: int = RUN) -> Array:
     """[..., B, S, X] at the sampled tokens, [..., B, n, X]."""
     B, S, _ = x.shape[-3:]
-    return x[..., np.arange(B)[:, None], sampled(B, S), :]
+    return x[..., np.arange(B)[:, None], sampled(B, S, run), :]
 
 
 def scattered(value_Bn: Array, length: int) -> tuple[Array, Array]:

@@ -33,8 +33,6 @@ def lead(logits: Array, token: Array) -> Array:
 
 
 def is_largest(logits_BSV: Array, token_BS: Array) -> Array:
-    """argmax(logits) == token, bool [B, S]; of equal logits the first.  One pass of comparisons."""
-    token_BS1 = token_BS[..., None]
-    mine_BS1 = jnp.take_along_axis(logits_BSV, token_BS1, axis=-1)
-    not_before = jnp.arange(logits_BSV.shape[-1]) >= token_BS1
-    return jnp.all((logits_BSV < mine_BS1) | ((logits_BSV == mine_BS1) & not_before), axis=-1)
+    """argmax(logits) == token, bool [B, S]; of equal logits the first.  The choice is made once for all tokens that
+    are compared with it."""
+    return choice(logits_BSV) == token_BS

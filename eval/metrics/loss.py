@@ -8,6 +8,7 @@ from jax import Array, lax
 from wane.eval.metrics import deviation
 from wane.eval.metrics.contract import SequenceMetric, per_sequence
 from wane.eval.metrics.largest import choice, is_largest
+from wane.eval.metrics.once import once
 from wane.eval.metrics.view import View
 from wane.train.data import Task
 
@@ -34,10 +35,15 @@ def top1_agreement(view: View) -> tuple[Array, Array]:
     return same_choice(view).sum(axis=1).astype(jnp.float32), _tokens(view)
 
 
-def kl(view: View) -> tuple[Array, Array]:
+@once
+def divergence(view: View) -> Array:
+    """KL(undegraded || degraded) of every token's prediction in nats [B, S]."""
     # One sum over the vocabulary and the sequence would run at half the speed on a CPU.
-    kl_BS = lax.optimization_barrier(deviation.kl(view.full_BSV, view.logits_BSV, 1.0))
-    return kl_BS.sum(axis=1), _tokens(view)
+    return lax.optimization_barrier(deviation.kl(view.full_BSV, view.logits_BSV, 1.0))
+
+
+def kl(view: View) -> tuple[Array, Array]:
+    return divergence(view).sum(axis=1), _tokens(view)
 
 
 def task_bounds(task: Task) -> tuple[float | None, float | None]:

@@ -11,7 +11,7 @@ from wane.eval.metrics.view import View
 
 Positions = Callable[[int, int], np.ndarray]
 EVERY = 16  # positions: of every sequence the last one, the 16th before it, ..
-MINIBATCH = 128  # tokens: what costs their square must not grow with the batch
+MINIBATCH = 64  # tokens: what costs their square must not grow with the batch
 
 
 def spaced(S: int, B: int) -> np.ndarray:

@@ -59,6 +59,7 @@ def stream_ratios(sums: tuple[Array, Array], weights: Weights) -> Array:
 METRICS = (
     Statistic(
         name="block_noise_to_signal",
+        version=2,
         unit="ratio",
         meaning="energy of the change of what a sublayer or block adds to the undegraded stream, over the energy of"
         " what it adds; above 0 for whatever acts inside blocks; without a layer: a mean over blocks",

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from wane.eval.metrics import loss
 from wane.eval.metrics.contract import Place, SequenceMetric
 from wane.eval.metrics.deviation import cosine, kl
 from wane.eval.metrics.largest import choice
@@ -65,11 +66,11 @@ def same_choice(pair: Pair) -> Array:
     return (choice(pair.undegraded) == choice(pair.degraded)).astype(jnp.float32)[None]
 
 
-def at_answers(of_pair: Callable[[Pair], Array], over: Callable[[View], Pair]) -> Measure:
+def at_answers(of_tokens: Callable[[View], Array]) -> Measure:
     """(sum, count) [B, P] of values [P, b, S] over the counted tokens; 0 for sequences that are not read."""
 
     def measure(view: View) -> tuple[Array, Array]:
-        value_PbS = of_pair(over(view))
+        value_PbS = of_tokens(view)
         counted_bS = (view.scored_BS & jnp.all(view.batch.options_BSO >= 0, axis=-1))[::SOME]
         total_bP = jnp.where(counted_bS, value_PbS, 0.0).sum(axis=-1).T
         count_b1 = counted_bS.sum(axis=1, keepdims=True)
@@ -84,18 +85,18 @@ def spaces(shape: Shape) -> tuple[Place, ...]:
 
 
 def beside(
-    name: str, of_pair: Callable[[Pair], Array], meaning: str, **about: Any
+    name: str, of_pair: Callable[[Pair], Array], full: Callable[[View], Array], meaning: str, **about: Any
 ) -> tuple[SequenceMetric, ...]:
-    """The metric over an answer's options, and the same over the full vocabulary."""
+    """The metric over an answer's options, and `full`, the same over the full vocabulary."""
     told = {
-        name: (over_options, f"{meaning}; one sequence of four"),
-        f"{name}_full": (over_all, f"{name}, over the full vocabulary at the same tokens"),
+        name: (lambda view: of_pair(over_options(view)), f"{meaning}; one sequence of four"),
+        f"{name}_full": (full, f"{name}, over the full vocabulary at the same tokens"),
     }
     return tuple(
         SequenceMetric(
-            name=each, meaning=said, measure=at_answers(of_pair, over), relative=True, version=2, **about
+            name=each, meaning=said, measure=at_answers(of_tokens), relative=True, version=2, **about
         )
-        for each, (over, said) in told.items()
+        for each, (of_tokens, said) in told.items()
     )
 
 
@@ -103,6 +104,7 @@ METRICS = (
     *beside(
         "option_kl",
         divergence,
+        lambda view: loss.divergence(view)[None, ::SOME],
         "KL(undegraded || degraded) of the distribution renormalised over an answer's 4 options",
         unit="nats/token",
         better="lower",
@@ -110,6 +112,7 @@ METRICS = (
     *beside(
         "option_cosine",
         cosines,
+        lambda view: cosines(over_all(view)),
         "cosine between degraded and undegraded over an answer's 4 options: of logits, of logits less their mean,"
         " of renormalised probabilities",
         unit="",
@@ -119,6 +122,7 @@ METRICS = (
     *beside(
         "option_agreement",
         same_choice,
+        lambda view: loss.same_choice(view)[None, ::SOME].astype(jnp.float32),
         "share of answers whose most likely of 4 options is that of the undegraded model",
         unit="fraction",
         better="higher",

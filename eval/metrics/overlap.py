@@ -183,6 +183,7 @@ METRICS = (
     *neurons.METRICS,
     Statistic(
         name="layer_cka",
+        version=2,
         unit="",
         meaning="unbiased linear CKA of the residual stream between two levels, in minibatches of one batch each",
         better="neither",
@@ -193,6 +194,7 @@ METRICS = (
     ),
     Statistic(
         name="level_cosine",
+        version=2,
         unit="",
         meaning="mean cosine between the residual streams of a token at two levels; centred: without each level's"
         " mean over the minibatch",
@@ -226,6 +228,7 @@ METRICS = (
     ),
     Statistic(
         name="stream_cka_unbiased",
+        version=2,
         unit="",
         meaning="unbiased linear CKA of the residual stream with that of the undegraded model, in minibatches",
         better="higher",

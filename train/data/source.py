@@ -2,6 +2,7 @@
 rows (training), evaluation, calibration, describe."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -128,3 +129,19 @@ class TextSource:
 
     def _windows(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
         return tokens[starts[:, None] + np.arange(self.length)].astype(np.int32) + self.offset
+
+
+def evaluation_scoring(source: GradedSource | TextSource, scored: int, seed: int) -> tuple[np.ndarray, ...]:
+    """`source.evaluation`, as many rows as hold `scored` scored tokens; of the last one no more are scored than it
+    takes.  Raises ValueError where held-out text is too short."""
+    rows, found = math.ceil(scored / (source.length - 1)), 0
+    while found < scored:  # rows differ in how many they hold
+        part = source.evaluation(rows, seed)
+        found = int((part[1] >= 0).sum())
+        rows = math.ceil(1.05 * rows * max(1.0, scored / max(found, 1)))
+    tokens_NT, level_NS, foil_NS, bytes_NS = part
+    number_NS = np.cumsum(level_NS >= 0).reshape(level_NS.shape)  # of every scored token, 1, 2, ..
+    rows = 1 + int(np.searchsorted(number_NS[:, -1], scored))
+    beyond_NS = number_NS[:rows] > scored
+    level_NS, foil_NS = (np.where(beyond_NS, -1, each[:rows]) for each in (level_NS, foil_NS))
+    return tokens_NT[:rows], level_NS, foil_NS, bytes_NS[:rows]

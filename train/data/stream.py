@@ -11,7 +11,7 @@ from wane.train.data import key
 from wane.train.data.marks import unmarked
 from wane.train.data.options import options, values_of
 from wane.train.data.pattern import Pattern
-from wane.train.data.source import GradedSource, TextSource
+from wane.train.data.source import GradedSource, TextSource, evaluation_scoring
 from wane.train.data.spec import Data
 from wane.train.data.task import Task
 
@@ -100,16 +100,20 @@ class Stream:
         epoch, place = divmod(step, self.distinct_batches)
         return epoch, int(key.permutation(self.distinct_batches, "repeat", data_seed, epoch)[place])
 
-    def evaluation(self, sequences: int, seed: int) -> EvalSet:
-        """`sequences` sequences of every graded task and every text source, in that order.
-        Raises ValueError when a held-out text has fewer windows."""
+    def evaluation(self, sequences: int, seed: int, scored: int | None = None) -> EvalSet:
+        """`sequences` sequences of every graded task and every text source, in that order; or so many that `scored`
+        tokens of each are scored.  Raises ValueError when a held-out text has fewer windows."""
         if sequences < 1:
             raise ValueError(f"evaluation sequences = {sequences}: must be at least 1")
-        parts = [source.evaluation(sequences, seed) for source in self.sources]
+        if scored is None:
+            parts = [source.evaluation(sequences, seed) for source in self.sources]
+        else:
+            parts = [evaluation_scoring(source, scored, seed) for source in self.sources]
+        sizes = [len(part[0]) for part in parts]
         joined = (np.concatenate(part).astype(np.int32) for part in zip(*parts, strict=True))
         tokens_NT, level_NS, foil_NS, bytes_NS = joined
         tasks = tuple(source.task for source in self.sources)
-        task_N = np.repeat(np.arange(len(tasks), dtype=np.int32), sequences)
+        task_N = np.repeat(np.arange(len(tasks), dtype=np.int32), sizes)
         scored_NS = level_NS >= 0
         of_each = ((task_N == index, source) for index, source in enumerate(self.sources))
         return EvalSet(

@@ -1,22 +1,30 @@
-"""What every test file leaves behind is cleared; and how programs that tests jit themselves are compiled."""
+"""What every test file leaves behind is cleared; and how programs are compiled and kept while tests run."""
 
 import gc
 import os
 import subprocess
 import sys
+import tempfile
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from wane.scaling import program
 from wane.scaling.executables import keep_in
 
 # Tests mostly compile: without optimisation, and with the older emitters of fusions, in two thirds of the time.
-# Programs of the package say themselves how they are compiled (wane.scaling.program).
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+KEPT = "WANE_TESTS_KEEP_PROGRAMS_IN"  # a folder that all workers of one call share
+WORTH_KEEPING = 0.02  # seconds of compilation
+# The longest stand first, or one worker would end minutes after the other.
+LONG = (
+    "test_run.py", "test_method_order.py", "test_identity.py", "test_promises.py", "test_bench.py",
+    "test_decide.py", "test_sweep.py",
+)  # fmt: skip
 
 
-def pytest_configure():
+def pytest_configure(config):
     """Before XLA reads its flags, and before workers start, which inherit them."""
     if "XLA_FLAGS" not in os.environ:
         os.environ["XLA_FLAGS"] = QUICK
@@ -25,15 +33,23 @@ def pytest_configure():
             start, capture_output=True
         ).returncode:  # XLA ends a process with flags that it does not know
             os.environ["XLA_FLAGS"] = ""
+    for options in (program.LIGHT, program.LIGHTER):
+        options["xla_backend_optimization_level"] = 0
+    if KEPT not in os.environ:
+        kept = tempfile.TemporaryDirectory(prefix="wane-tests-")
+        os.environ[KEPT] = kept.name
+        config.add_cleanup(kept.cleanup)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_are_let_go():
     """Thousands of executables in one process exceed the system's number of memory maps, and XLA crashes.  The
-    command line, run in a test, turns the cache on disk on; other tests would pay for writing to it."""
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    command line, run in a test, keeps programs in folders of its own."""
+    jax.config.update("jax_compilation_cache_dir", os.environ[KEPT])
     compilation_cache.reset_cache()  # or jax goes on with the folder that it has opened
+    yield
     keep_in(None)
     jax.clear_caches()
     gc.collect()
@@ -46,3 +62,4 @@ def pytest_collection_modifyitems(items):
     rows = sorted((items[i] for i in places), key=lambda item: item.name.partition("[")[2])
     for i, item in zip(places, rows, strict=True):
         items[i] = item
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

@@ -21,10 +21,14 @@ from wane.launch.directory import StudyDirectory
 
 STUDY = str(Path(__file__).parent / "studies" / "tiny.py")
 
-# Kills its own process by SIGKILL at the n-th call of a function: `moment` names module, attribute, n and whether
-# the call still happens before the kill.  Runs the command line with what follows.
+# Compiles as conftest.py does and kills its own process by SIGKILL at the n-th call of a function: `moment` names
+# module, attribute, n and whether the call still happens before the kill; n = 0 never comes.  Runs the command line
+# with what follows.
 DRIVER = """
 import importlib, os, signal, sys
+from wane.scaling import program
+for options in (program.LIGHT, program.LIGHTER):
+    options["xla_backend_optimization_level"] = 0
 module, attribute, n, when = sys.argv[1].split(",")
 owner = importlib.import_module(module)
 *path, name = attribute.split(".")
@@ -57,6 +61,9 @@ MOMENTS = {
 }
 
 
+NEVER = "wane.launch.run,merge,0,before"
+
+
 class Done(NamedTuple):
     """How a run ended and what it said."""
 
@@ -76,9 +83,8 @@ def run(out, *, expected=0, extra=()) -> Done:
 
 def run_alone(out, moment=None) -> None:
     """The same in a process of its own, which a moment kills."""
-    command = ["-c", DRIVER, MOMENTS[moment]] if moment else ["-m", "wane.launch"]
     done = subprocess.run(
-        [sys.executable, *command, "run", STUDY, "--out", str(out)],
+        [sys.executable, "-c", DRIVER, MOMENTS.get(moment, NEVER), "run", STUDY, "--out", str(out)],
         capture_output=True, text=True, timeout=600,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )  # fmt: skip

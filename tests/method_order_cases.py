@@ -12,7 +12,7 @@ from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Where, severity_of
 from wane.scaling.edit import merge
 from wane.scaling.model import apply, nll
-from wane.scaling.program import Program  # optimised: these are trained and measured for minutes
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 from wane.train.config import Train
 from wane.train.data import open_data
@@ -83,7 +83,13 @@ def member(s: Setting, seed: int) -> dict:
         state = init_state(jax.random.key(seed), s.shape, s.train)
         return lax.scan(lambda state, batch: (update(state, batch, s.train.lr)[0], None), state, tokens)[0]
 
-    return Program(run, trains=True)(tokens).params
+    return optimised(Program(run, trains=True))(tokens).params
+
+
+def optimised(program: Program) -> Program:
+    """As users compile, and not as tests do: these run for minutes."""
+    program.cpu_options = program.cpu_options | {"xla_backend_optimization_level": 1}
+    return program
 
 
 def losses(s: Setting, seeds) -> dict[str, list[float]]:
@@ -92,6 +98,7 @@ def losses(s: Setting, seeds) -> dict[str, list[float]]:
     evaluation = jnp.asarray(s.stream.evaluation(s.evaluation, 0).tokens_NT)
     members = [member(s, seed) for seed in seeds]
 
+    @optimised
     @Program
     def loss(params, edit):
         def one(tokens_BT):
@@ -105,6 +112,7 @@ def losses(s: Setting, seeds) -> dict[str, list[float]]:
         method = build(method_name, s.shape, settings=settings)
         severity = jnp.float32(severity_of(asked, method.unit))
 
+        @optimised
         @Program
         def edit(params, key, method=method, severity=severity):
             fitted = method.fit(params, calibration, key)

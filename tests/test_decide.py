@@ -70,6 +70,13 @@ def test_pilot_and_curves_are_measured_on_different_sequences():
     assert np.array_equal(np.concatenate(first), curves.evaluation.tokens_NT)  # more are the same and others
 
 
+def test_a_study_may_score_equally_many_tokens_of_every_task():
+    study = load_study(STUDY, ["evaluation.precision=None", "evaluation.scored_tokens=70"])
+    data = splits(study, cohorts(study)[0].stream, Decided(asked=study.evaluation))[0].evaluation
+    assert [data.scored_NS[data.task_N == task].sum() for task in range(2)] == [70, 70]
+    assert len(set(np.bincount(data.task_N))) == 2
+
+
 def test_all_members_get_the_same_refined_severities_and_one_identity(whole):
     table, grids = loss(whole), record(whole)["decided"]["grids"]
     for name, count in (("random_weights", 2), ("rtn", 1)):

@@ -74,11 +74,18 @@ def test_a_diverged_point_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("precision", 0.0), ("precision", -1.0), ("pilot_sequences", 1)], ids=str
+    ("field", "value"),
+    [("precision", 0.0), ("precision", -1.0), ("pilot_sequences", 1), ("scored_tokens", 0)],
+    ids=str,
 )
 def test_what_cannot_be_asked_for_is_refused(field, value):
     with pytest.raises(ValueError, match=f"evaluation.{field} = "):
         Evaluation(**{field: value})
+
+
+def test_what_is_read_is_decided_by_one_of_the_two():
+    with pytest.raises(ValueError, match="scored_tokens = 9: evaluation.precision = 0.01 decides"):
+        Evaluation(scored_tokens=9, precision=0.01)
 
 
 def test_a_pilot_needs_a_degradation_of_the_whole_model():

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from tensorboardX import SummaryWriter
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -26,6 +24,9 @@ class Journal:
     """
 
     def __init__(self, directory: Path, step: int):
+        # Not above: it imports PyTorch where that is installed, which takes seconds, of commands that train nothing too.
+        from tensorboardX import SummaryWriter
+
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "train.jsonl"
         _cut(path, step)

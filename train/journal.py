@@ -24,7 +24,7 @@ class Journal:
     """
 
     def __init__(self, directory: Path, step: int):
-        # Not above: it imports PyTorch where that is installed, which takes seconds, of commands that train nothing too.
+        # Not above: it imports PyTorch where that is installed, seconds also for commands that train nothing.
         from tensorboardX import SummaryWriter
 
         directory.mkdir(parents=True, exist_ok=True)

@@ -76,12 +76,11 @@ straight_through.defvjp(lambda x, y: (y, None), lambda _, g: (g, jnp.zeros_like(
 
 
 def divide(x: Array, scale: Array) -> Array:
-    """IEEE x / scale with scale broadcast to x.
+    """IEEE x / scale with scale broadcast to x; without the barrier XLA multiplies by a reciprocal.
 
-    XLA multiplies by the rounded reciprocal of what it knows to be broadcast.  So the scale is made to depend on x,
-    which costs a comparison; a barrier would write it to memory in the size of x.
+    The scale is made to depend on x, so that vmap over x alone does not take the broadcast out of the barrier.
     """
-    return x / jnp.where(x == x, scale, x)
+    return x / lax.optimization_barrier(jnp.where(x == x, scale, x))
 
 
 def levels(bits: Array) -> Array:

@@ -19,6 +19,7 @@ from wane.eval.metrics.contract import Weights
 from wane.eval.metrics.deviation_layers import EVERY, PARTS, READ, alone, read_positions
 from wane.eval.metrics.deviation_spaces import noise_key, noisy
 from wane.eval.metrics.deviation_sublayers import METRICS, SUBLAYERS, sublayer_sums
+from wane.eval.metrics.moments import few
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import Edit
@@ -148,7 +149,10 @@ def test_through_a_sweep():
     for l in range(GRADED.n_layers):
         pairs = {"attention": (start[l], mid[l]), "mlp": (mid[l], end[l]), "block": (start[l], end[l])}
         for part in PARTS:
-            tokens = list(zip(*(x.reshape(-1, GRADED.d_model) for x in pairs[part]), strict=True))
+            read = (
+                x[:, few(GRADED.context, 4)].reshape(-1, GRADED.d_model) for x in pairs[part]
+            )  # batches of 4
+            tokens = list(zip(*read, strict=True))
             for name, of in zip(mine, (cosine, lambda v, w: across(v, w)[0]), strict=True):
                 found = value(rows, name, severity=0.5, axis="layer", at=float(l), part=part)
                 assert found == pytest.approx(np.mean([of(v, w) for v, w in tokens]), rel=1e-4), (l, part)

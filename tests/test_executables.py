@@ -24,6 +24,13 @@ SHAPE = Shape(d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=24, vocab=64, 
 X = np.arange(4, dtype=np.float32)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _jax_keeps_nothing(_compiled_programs_are_let_go):
+    """What jax has kept already is not kept again (`wane.scaling.executables.compiled`)."""
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture
 def folder(tmp_path):
     executables.keep_in(tmp_path / "kept")

@@ -16,7 +16,7 @@ RECORD = Path(__file__).parents[1] / "docs" / "method_order.md"
 @functools.cache
 def small():
     """164 thousand block parameters on the standard library's source."""
-    train = Train(tokens=1_200_000, tokens_per_param=None, batch_size=32, lr=2**-6)
+    train = Train(tokens=1_800_000, tokens_per_param=None, batch_size=32, lr=2**-6)
     dimensions = {"d_model": 64, "n_layers": 4, "n_heads": 4, "head_dim": 16, "d_ff": 128}
     return losses(setting(Data(sources="python", context=64), train, **dimensions), range(3))
 

@@ -83,9 +83,17 @@ def test_through_a_sweep_against_loops():
         if task.level:
             levels.setdefault((task.name, float(data.level_NS[n, s])), []).append(answers[-1])
     at = {"severity": 0.6}
-    assert value(rows, "rank_of_answer", **at) == pytest.approx(np.mean(answers), rel=1e-5)
+
+    def over_tasks(values, read_NS):
+        """The mean over tasks of their means over what is read of them."""
+        task_M = data.task_N[np.nonzero(read_NS)[0]]
+        return np.mean([np.mean(np.asarray(values)[task_M == task]) for task in np.unique(task_M)])
+
+    looked_at_NS = data.scored_NS & (np.arange(len(read)) % 4 == 0)[:, None]
+    assert value(rows, "rank_of_answer", **at) == pytest.approx(over_tasks(answers, data.scored_NS), rel=1e-5)
     # two tokens whose logits differ in the last bit may change places
-    assert value(rows, "rank_of_options", **at) == pytest.approx(np.mean(options), abs=2 / (4 * len(options)))
+    expected = over_tasks(options, looked_at_NS)
+    assert value(rows, "rank_of_options", **at) == pytest.approx(expected, abs=2 / len(options))
     for (task, level), expected in levels.items():
         found = value(rows, "rank_of_answer_by_level", task, at=level, **at)
         assert found == pytest.approx(np.mean(expected), rel=1e-5)
@@ -95,5 +103,5 @@ def test_through_a_sweep_against_loops():
     assert value(rows, "argmax_kept", at=4.0, **at) == pytest.approx(kept[:, 15:][:, 3:7].mean(), rel=1e-6)
     assert {r["value"] for r in rows if r["metric"] == "argmax_kept" and r["severity"] == 0} == {1.0}
     # a rank of 1 is a hit
-    right = np.mean(np.array(answers) == 1)
+    right = over_tasks(np.array(answers) == 1, data.scored_NS)
     assert value(rows, "accuracy", **at) == pytest.approx(right, rel=1e-5)

@@ -60,7 +60,7 @@ def compared(params: Params, edit: Edit, shape: Shape, bits: Callable[[Removed],
 def fraction(removed: Removed) -> Array:
     """Removed entries of all block weights, counted in integers: exactly 1 when all are."""
     count = sum(jnp.sum(mask, dtype=jnp.int32) for mask in removed.values())
-    # XLA on CPU would multiply by a rounded reciprocal.
+    # Behind a barrier, because XLA on CPU multiplies by a rounded reciprocal.
     return divide(count.astype(jnp.float32), jnp.float32(sum(mask.size for mask in removed.values())))
 
 

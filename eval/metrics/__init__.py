@@ -61,11 +61,11 @@ OURS = tuple(METRICS.values())  # what a name of theirs means follows from the c
 # Forward passes that measuring an instrument adds to one of the loss alone, at context 128 on 2 CPU cores; its
 # metrics share their work.  What is not named here costs next to nothing.
 COSTS = {
-    "answers": 0.04, "resolution": 0.08, "probes": 0.01, "structure": 0.12, "signal": 0.04, "representation": 0.38,
-    "options": 0.1, "overlap": 0.2, "attention": 0.15, "generation": 30.0,
+    "answers": 0.05, "resolution": 0.06, "probes": 0.01, "structure": 0.09, "signal": 0.06, "representation": 0.47,
+    "options": 0.13, "overlap": 0.08, "attention": 0.1, "generation": 30.0,
     "factorial": 53.0,
-    "retrieval": 0.01, "agreement": 0.02, "truth": 0.02, "copying": 0.1,
-    "continuation": 11.0, "crossing": 12.3, "ranks": 0.06,
+    "retrieval": 0.01, "agreement": 0.05, "truth": 0.06, "copying": 0.1,
+    "continuation": 11.0, "crossing": 12.3, "ranks": 0.08,
 }  # fmt: skip
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sweep import SHAPE, rows_of, splits_of, subject_of, value
+from test_sweep import SHAPE, over_tasks, rows_of, splits_of, subject_of, value
 
 from wane.eval.measure import Batches, measure, sums_of_trained
 from wane.eval.metrics import INSTRUMENTS, METRICS, resolution
@@ -111,14 +111,10 @@ def test_all_of_them_against_loops(splits):
         covered.append(p[n, s, targets[n, s]] > 1 / data.values_N2[n, 1])
     error = sum(abs(sum(hit - c for hit, c in members)) for members in bins) / scored.sum()
     assert value(rows, "calibration_error", severity=0.5) == pytest.approx(error, rel=1e-4)
-    task_M = data.task_N[np.nonzero(scored)[0]]
-
-    def over_tasks(value_M):
-        """The mean over tasks of their means."""
-        return np.mean([np.mean(np.asarray(value_M)[task_M == task]) for task in np.unique(task_M)])
-
-    assert value(rows, "confidence", severity=0.5) == pytest.approx(over_tasks(p.max(-1)[scored]), rel=1e-4)
-    assert value(rows, "coverage", severity=0.5) == pytest.approx(over_tasks(covered))
+    assert value(rows, "confidence", severity=0.5) == pytest.approx(
+        over_tasks(p.max(-1)[scored], scored, data), rel=1e-4
+    )
+    assert value(rows, "coverage", severity=0.5) == pytest.approx(over_tasks(covered, scored, data))
     assert 0 < np.mean(covered) < 1
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from degrade_cases import AS_USUAL
-from test_sweep import SHAPE, rows_of, splits_of, subject_of, value
+from test_sweep import SHAPE, over_tasks, rows_of, splits_of, subject_of, value
 
 from wane.eval.metrics import ranks
 from wane.eval.study import Degrade, Evaluation
@@ -83,17 +83,13 @@ def test_through_a_sweep_against_loops():
         if task.level:
             levels.setdefault((task.name, float(data.level_NS[n, s])), []).append(answers[-1])
     at = {"severity": 0.6}
-
-    def over_tasks(values, read_NS):
-        """The mean over tasks of their means over what is read of them."""
-        task_M = data.task_N[np.nonzero(read_NS)[0]]
-        return np.mean([np.mean(np.asarray(values)[task_M == task]) for task in np.unique(task_M)])
-
     looked_at_NS = data.scored_NS & (np.arange(len(read)) % 4 == 0)[:, None]
-    assert value(rows, "rank_of_answer", **at) == pytest.approx(over_tasks(answers, data.scored_NS), rel=1e-5)
+    assert value(rows, "rank_of_answer", **at) == pytest.approx(
+        over_tasks(answers, data.scored_NS, data), rel=1e-5
+    )
     # two tokens whose logits differ in the last bit may change places
-    expected = over_tasks(options, looked_at_NS)
-    assert value(rows, "rank_of_options", **at) == pytest.approx(expected, abs=2 / len(options))
+    expected = over_tasks(options, looked_at_NS, data)
+    assert value(rows, "rank_of_options", **at) == pytest.approx(expected, abs=2 / (4 * len(options)))
     for (task, level), expected in levels.items():
         found = value(rows, "rank_of_answer_by_level", task, at=level, **at)
         assert found == pytest.approx(np.mean(expected), rel=1e-5)
@@ -103,5 +99,5 @@ def test_through_a_sweep_against_loops():
     assert value(rows, "argmax_kept", at=4.0, **at) == pytest.approx(kept[:, 15:][:, 3:7].mean(), rel=1e-6)
     assert {r["value"] for r in rows if r["metric"] == "argmax_kept" and r["severity"] == 0} == {1.0}
     # a rank of 1 is a hit
-    right = over_tasks(np.array(answers) == 1, data.scored_NS)
+    right = over_tasks(np.array(answers) == 1, data.scored_NS, data)
     assert value(rows, "accuracy", **at) == pytest.approx(right, rel=1e-5)

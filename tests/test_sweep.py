@@ -62,6 +62,12 @@ def value(rows, metric, task="all", **where):
     return found[0]["value"]
 
 
+def over_tasks(values, read_NS, data):
+    """The mean over tasks of their means over the tokens that are read of them, in the order of np.nonzero."""
+    task_M = data.task_N[np.nonzero(read_NS)[0]]
+    return np.mean([np.mean(np.asarray(values)[task_M == task]) for task in np.unique(task_M)])
+
+
 def test_one_executable_for_all_severities_draws_and_seeds(splits):
     shape = dataclasses.replace(SHAPE, d_ff=25)  # not used elsewhere: nothing is compiled before
     few = Degrade(method="random_weights", severities=(0.1, 0.2), draws=2)

@@ -18,6 +18,7 @@ IDENTITY_BITS = 16  # at 16 bits and above nothing is rounded
 TERNARY_BITS = 1.585  # log2(3): the setting that means {-1, 0, 1} times one scale
 SHRINKS = np.float32(1 - np.arange(80) / 100)  # of GPTQ's search for the range of least error
 SHRINK_NORM = 2.4
+HAIR = 2.0**-20  # by which an activation's -absmax, on a tie by construction, is moved off it
 
 Convention = Literal["gptq", "gptq_code", "awq", "qwix"]
 Axis = int | tuple[int, ...]
@@ -61,9 +62,6 @@ class Scheme:
     def zero_first(self) -> bool:
         """The zero point is added before rounding, not after."""
         return self.convention == "qwix" and not self.symmetric
-
-
-SYMMETRIC = Scheme(convention="gptq", symmetric=True, mse=False)
 
 
 @jax.custom_vjp
@@ -233,15 +231,24 @@ def fake_quantize_range(x: Array, bits: Array, low: Array, high: Array) -> Array
 def fake_quantize_activation(x_BSI: Array, bits: Array, absmax: Array | None = None) -> Array:
     """Symmetric fake quantisation of an activation, straight-through gradient, in the dtype of x.
 
+    Codes -2^(b-1) to 2^(b-1) - 1 times absmax / (2^(b-1) - 1/2), -absmax always becoming the least of them; at 1.585
+    bits -1, 0, 1 times 2/3 absmax, at 1 bit plus or minus half of absmax.  bits >= 16: x, bit for bit.
     absmax None: one scale per token, from the token itself.  absmax a scalar: one scale per tensor, fixed by
-    calibration, so that a sequence's result does not depend on its batch.  bits >= 16: x, bit for bit.
+    calibration, so that a sequence's result does not depend on its batch.
     """
 
     def rounded(x_BSI: Array) -> Array:
         x = x_BSI.astype(jnp.float32)
         reach = jnp.max(jnp.abs(x), axis=-1, keepdims=True) if absmax is None else absmax.astype(jnp.float32)
-        grid = _span(*_gptq_range(-reach, reach, SYMMETRIC), bits, True)
-        return round_to(x, grid).astype(x_BSI.dtype)
+        top, binary = levels(bits), is_binary(bits)
+        scale = jnp.where(reach > 0, reach, 1.0) * jnp.where(binary, 1.0, 2 / top)
+        least = jnp.where(binary, 0.5, jnp.where(is_ternary(bits), 1.0, (top + 1) / 2))
+        most = jnp.where(binary, 0.5, (top - 1) / 2)
+        # Two codes have no 0 between them: every value saturates.  The reciprocal stands behind a barrier and is
+        # multiplied by on purpose, as kernels do: of a division XLA makes that in some programs and not in others.
+        per_scale = jnp.where(binary, np.finfo(np.float32).max, (1 + HAIR) / scale)
+        per_scale = lax.optimization_barrier(per_scale)
+        return (jnp.clip(jnp.rint(x * per_scale), -least, most) * scale).astype(x_BSI.dtype)
 
     # A branch, so that x is computed once: a fusion would compute it again for the range and for the rounding.
     return straight_through(x_BSI, lax.cond(bits >= IDENTITY_BITS, lambda x: x, rounded, x_BSI))

@@ -215,9 +215,26 @@ X_BSI = np.random.default_rng(2).normal(size=(2, 3, 16)).astype(np.float32)
 def test_activation_per_token(bits):
     got = jax.jit(fake_quantize_activation, static_argnums=2)(X_BSI, jnp.float32(bits), None)
     for token, activation in zip(X_BSI.reshape(-1, 16), np.asarray(got).reshape(-1, 16), strict=True):
-        scale = np.abs(token).max() / (2 ** (bits - 1) - 0.5)
-        expected = np.clip(np.rint(token / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
-        np.testing.assert_allclose(activation, expected, rtol=1e-6)
+        absmax = np.abs(token.astype(np.float64)).max()
+        scale = absmax / (2 ** (bits - 1) - 0.5)
+        code = np.clip(np.rint(token / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        code[token == -absmax] = -(2 ** (bits - 1))  # half to even, whatever the last bit of the quotient
+        np.testing.assert_allclose(activation, code * scale, rtol=1e-6)
+
+
+def test_an_extreme_of_an_activation_does_not_depend_on_its_last_bit():
+    tokens = -np.random.default_rng(3).uniform(0.5, 1, (4096, 1)).astype(np.float32)
+    for bits in (2, 3, 4, 8):
+        got = np.asarray(fake_quantize_activation(tokens, jnp.float32(bits)))
+        np.testing.assert_allclose(got / tokens, 2 ** (bits - 1) / (2 ** (bits - 1) - 0.5), rtol=1e-6)
+
+
+def test_activation_in_three_and_in_two_values():
+    x = np.float32([[-2.0, -0.7, -0.6, 0.0, 0.6, 0.7, 1.9]])  # what is below half of 4/3 becomes 0
+    three = np.asarray(fake_quantize_activation(x, jnp.float32(TERNARY_BITS)))
+    np.testing.assert_allclose(three, np.float32([[-1, -1, 0, 0, 0, 1, 1]]) * 4 / 3, rtol=1e-6)
+    two = np.asarray(fake_quantize_activation(x, jnp.float32(1)))
+    np.testing.assert_allclose(two, np.float32([[-1, -1, -1, 0, 1, 1, 1]]), rtol=1e-6)
 
 
 def test_activation_per_tensor_saturates_and_ignores_the_batch():

@@ -231,8 +231,8 @@ def fake_quantize_range(x: Array, bits: Array, low: Array, high: Array) -> Array
 def fake_quantize_activation(x_BSI: Array, bits: Array, absmax: Array | None = None) -> Array:
     """Symmetric fake quantisation of an activation, straight-through gradient, in the dtype of x.
 
-    Codes -2^(b-1) to 2^(b-1) - 1 times absmax / (2^(b-1) - 1/2), -absmax always becoming the least of them; at 1.585
-    bits -1, 0, 1 times 2/3 absmax, at 1 bit plus or minus half of absmax.  bits >= 16: x, bit for bit.
+    Codes -2^(b-1) to 2^(b-1) - 1 times absmax / (2^(b-1) - 1/2), -absmax always becoming the least of them;
+    at 1.585 bits -1, 0, 1 times 2/3 absmax, at 1 bit plus or minus half of absmax.  bits >= 16: x, bit for bit.
     absmax None: one scale per token, from the token itself.  absmax a scalar: one scale per tensor, fixed by
     calibration, so that a sequence's result does not depend on its batch.
     """

@@ -10,8 +10,9 @@ from wane.eval.degrade import Degrade
 from wane.eval.precision import half_width, largest_variance, sequences_for
 from wane.eval.record import read_rows
 from wane.eval.refine import refined
-from wane.launch.cells import Decided, SweepCell, grid_name
+from wane.launch.cells import SweepCell
 from wane.launch.directory import StudyDirectory
+from wane.launch.expand import Decided, grid_name
 from wane.launch.plan import Plan
 
 COLUMNS = ("member_id", "metric", "task", "status", "draw", "severity", "setting", "value", "per_sequence")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from wane.eval.record import atomic_file
 from wane.eval.study import Study
-from wane.launch.cells import Cell, Decided, Measuring, TrainCell
+from wane.launch.cells import Cell, Measuring, TrainCell
 from wane.launch.environment import drift, resolve
+from wane.launch.expand import Decided
 from wane.launch.plan import Plan, make_plan
 from wane.scaling.config import from_json, to_json
 from wane.scaling.family import describe

@@ -12,21 +12,9 @@ from rich.table import Table
 from wane.eval.metrics import extra_forwards, reads_streams
 from wane.eval.study import Study
 from wane.eval.subject import Splits
-from wane.launch.cells import (
-    Cell,
-    Cohort,
-    Decided,
-    ExamineCell,
-    Measuring,
-    PairCell,
-    SweepCell,
-    TrainCell,
-    cells,
-    cohorts,
-    pack_seeds,
-    splits,
-)
+from wane.launch.cells import Cell, ExamineCell, Measuring, PairCell, SweepCell, TrainCell
 from wane.launch.environment import available_memory
+from wane.launch.expand import Cohort, Decided, cells, cohorts, pack_seeds, splits
 from wane.scaling.family import describe
 from wane.scaling.shape import Shape
 from wane.train.data.graded_facts import TOKENS as FACT_TASKS

@@ -22,9 +22,10 @@ from wane.eval.record import merge, write_rows
 from wane.eval.report import write_report
 from wane.eval.study import Evaluation, Study
 from wane.eval.subject import Member, Splits, Subject, draw_key
-from wane.launch.cells import Cell, ExamineCell, Measuring, PairCell, SweepCell, TrainCell, mask_step
+from wane.launch.cells import Cell, ExamineCell, Measuring, PairCell, SweepCell, TrainCell
 from wane.launch.decide import decide
 from wane.launch.directory import StudyDirectory, write_json
+from wane.launch.expand import mask_step
 from wane.launch.plan import Plan, clock, expected_seconds, make_plan, matmul_rate
 from wane.launch.progress import Report, Tick
 from wane.scaling.degrade import build

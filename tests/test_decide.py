@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from wane.eval import load_curves
-from wane.launch.cells import cohorts, splits
 from wane.launch.cli import main
 from wane.launch.decide import Decided
+from wane.launch.expand import cohorts, splits
 from wane.launch.studies import load_study
 
 STUDY = str(Path(__file__).parent / "studies" / "refined.py")

@@ -272,7 +272,7 @@ def test_packs_and_chunks_of_an_accelerator_give_the_same_table_to_tolerance(who
 
 
 def test_packs_keep_their_members():
-    from wane.launch.cells import pack_seeds
+    from wane.launch.expand import pack_seeds
 
     assert pack_seeds([0, 1, 2], 2) == [[0, 1], [2]]
     assert pack_seeds([0, 1, 2, 3, 4], 2, [[0, 1], [2]]) == [[0, 1], [2], [3, 4]]

@@ -12,8 +12,8 @@ from rich.table import Table
 from wane.eval.study import Study
 from wane.launch.bench import coordinates
 from wane.launch.bench.coordinates import Row
-from wane.launch.cells import cohorts
 from wane.launch.environment import resolve
+from wane.launch.expand import cohorts
 from wane.launch.studies import load_study
 from wane.scaling.shape import Parametrization
 from wane.train.config import Train

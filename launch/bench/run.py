@@ -73,14 +73,16 @@ def run(
         about = ceilings.about(setting)
     setting.say(describe(about))
     setting = dataclasses.replace(setting, ceiling=about["product_flops_per_second"].median)
-    shown = [part for name in (MEASURED if what == "all" else (what,)) for part in MEASURED[name](setting)]
-    for _, _, table in shown:
-        setting.console.print(table)
+    record: dict[str, Any] = {"about": about}
+    for name in MEASURED if what == "all" else (what,):
+        for part, rows, table in MEASURED[name](setting):
+            setting.console.print(table)
+            record[part] = rows
+        if numbers:  # after each, as all of them take long
+            numbers.parent.mkdir(parents=True, exist_ok=True)
+            numbers.write_text(json.dumps(record, indent=1) + "\n")
     setting.say("median [least, largest] of the rounds; a share of the ceiling counts model FLOPs, all keys")
     if numbers:
-        numbers.parent.mkdir(parents=True, exist_ok=True)
-        record = {"about": about, **{name: rows for name, rows, _ in shown}}
-        numbers.write_text(json.dumps(record, indent=1) + "\n")
         setting.say(f"numbers: {numbers}")
 
 

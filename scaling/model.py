@@ -28,6 +28,7 @@ Inner = dict[str, Array]
 Cache = dict[str, Array]
 # What the backward pass reads of a block instead of computing it again: all that cost a matrix product.
 SAVED = ("q", "k", "v", "heads", "norm", "mid", "gate", "up", "down")
+STREAMS = ("block_in", "mid")  # of a block's intermediates: the residual stream
 
 
 class Output(NamedTuple):
@@ -320,7 +321,9 @@ def apply(
 
     keep: what is wanted of each block's intermediates (`block`), a pytree; by default all of them.  A forward pass
     drops by itself what is not used at all; the gradient of one does not, so training says what it wants (`only`),
-    and of what is read in part all of it is written for every layer, so metrics say which part.
+    and of what is read in part all of it is written for every layer, so metrics say which part.  Where tokens are
+    deleted, the residual streams stand at the original positions, as behind the last block: each that of the last
+    token left; what is inside of sublayers stands as the shorter sequence has it.
 
     start = (layer, x_BSD), both traced: x_BSD is the residual stream before block `layer` (inner["block_in"]
     of a full forward), and only the blocks from there on run; tokens_BS is then not read.  Same bits as the
@@ -333,10 +336,18 @@ def apply(
     x_BSD = embed(params, corrupt_BS, shape)
 
     def run(params: Params, edit: Edit, x_BSD: Array) -> Output:
-        x_BSD, inner = _blocks(params, x_BSD, shape, edit, keep)
-        if source_BS is not None:  # after a deletion: what stood last before each original position
-            x_BSD = jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
-        return Output(leave(x_BSD, edit), inner)
+        if source_BS is None:
+            x_BSD, inner = _blocks(params, x_BSD, shape, edit, keep)
+            return Output(leave(x_BSD, edit), inner)
+
+        def in_place(x_BSD: Array) -> Array:
+            return jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
+
+        def keep_in_place(inner: Inner) -> Any:
+            return keep(inner | {name: in_place(inner[name]) for name in STREAMS})
+
+        x_BSD, inner = _blocks(params, x_BSD, shape, edit, keep_in_place)
+        return Output(leave(in_place(x_BSD), edit), inner)
 
     def loss_B(x_BSD: Array) -> Array:  # targets stay the tokens before corruption
         frozen, fixed = lax.stop_gradient((params, edit))

@@ -172,19 +172,27 @@ def test_severities_map_and_do_not_recompile(name):
     assert point._cache_size() == 1
 
 
+@functools.partial(jax.jit, **QUICK)
+def streams_under(params, tokens_BS, edit):
+    """What enters every block, and what stands behind its attention [2, L, B, S, D]."""
+    inner = model.apply(params, tokens_BS, SHAPE, edit).inner
+    return jnp.stack([inner["block_in"], inner["mid"]])
+
+
 def test_after_a_deletion_each_token_is_predicted_from_what_is_left_before_it():
+    """And the residual streams on the way stand at the original places, so that those of two models compare."""
     params, tokens_BS = trained(SHAPE), np.asarray(tokens(SHAPE)[:, :-1])
     edit = edit_of("delete", jnp.float32(0.5))
-    logits = run(params, tokens_BS, edit)[1]
+    logits, streams = run(params, tokens_BS, edit)[1], streams_under(params, tokens_BS, edit)
     kept = surviving(np.asarray(corrupt_tokens(tokens_BS, edit.corruption, SHAPE.vocab)[1]))
     assert kept.sum() < kept.size
     for s in (0, 3, 7):
         left = tokens_BS[2, : s + 1][kept[2, : s + 1]]
         # Behind a token nothing reads it: filled up to one length, for one compilation.
-        alone = run(
-            params, np.resize(left, (6, SHAPE.context)) * 0 + np.pad(left, (0, 8 - len(left))), Edit()
-        )
-        np.testing.assert_allclose(logits[2, s], alone[1][0, len(left) - 1], atol=1e-4)
+        shorter = np.resize(left, (6, SHAPE.context)) * 0 + np.pad(left, (0, 8 - len(left)))
+        alone, on_the_way = run(params, shorter, Edit())[1], streams_under(params, shorter, Edit())
+        np.testing.assert_allclose(logits[2, s], alone[0, len(left) - 1], atol=1e-4)
+        np.testing.assert_allclose(streams[:, :, 2, s], on_the_way[:, :, 0, len(left) - 1], atol=1e-4)
 
 
 @functools.partial(jax.jit, **QUICK)
@@ -256,8 +264,11 @@ def test_targets_of_the_attack_stay_those_before_the_deletion():
         x_BSD = jnp.take_along_axis(x_BSD.x_BSD, source_BS[..., None], axis=1)
         return model.nll(params, x_BSD[:, :-1], tokens_BS, SHAPE).sum()
 
-    g = np.asarray(jax.jit(jax.grad(loss), **QUICK)(x))
-    step = np.asarray(embeddings_under(params, tokens_BS, Edit(corruption=both)) - x)
+    g, before = (
+        np.take_along_axis(np.asarray(a), np.asarray(source_BS)[..., None], axis=1)
+        for a in (jax.jit(jax.grad(loss), **QUICK)(x), x)
+    )
+    step = np.asarray(embeddings_under(params, tokens_BS, Edit(corruption=both))) - before
     for b in range(3):
         cosine = (g[b] * step[b]).sum() / np.linalg.norm(g[b]) / np.linalg.norm(step[b])
         assert cosine > 0.9999

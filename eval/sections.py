@@ -10,6 +10,7 @@ from wane.eval.calibrated import transfer_section
 from wane.eval.collapse_table import collapse_section
 from wane.eval.competence import POOLED
 from wane.eval.depth_table import depth_section
+from wane.eval.factorial_table import factorial_section
 from wane.eval.hazard_table import hazard_section
 from wane.eval.headline import headline
 from wane.eval.learning import accuracies, learned, learned_cells
@@ -48,6 +49,7 @@ def body(
         ("tasks", "Tasks", _tasks(config, frame, shapes)),
         ("learned", "Learnt along training", _learned(config, frame, shapes)),
         ("hazard", "Hazard per step", hazard_section(curves, groups)),
+        ("factorial", "The same items, several readouts", factorial_section(curves, groups)),
         ("collapse", "Collapse of what models say", collapse_section(curves, groups)),
         ("samples", "What models say", samples_section(samples)),
         ("transfer", "Fitted on one task", transfer_section(frame, groups)),

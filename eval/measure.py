@@ -1,6 +1,6 @@
 """All metrics of one degraded model, batch by batch inside one program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.metrics import METRICS
-from wane.eval.metrics.contract import PerToken, SequenceMetric, Statistic, Sums, Weights
+from wane.eval.metrics.contract import Kept, PerToken, SequenceMetric, Statistic, Sums, Weights
 from wane.eval.metrics.view import Batch, View
 from wane.scaling.edit import Edit, Params, merge
 from wane.scaling.model import Inner, apply
@@ -112,6 +112,8 @@ def measure(
     `sums_of_trained`."""
     degraded = merge(params, edit)
     of_kind = {kind: [METRICS[n] for n in metrics if isinstance(METRICS[n], kind)] for kind in KINDS}
+    in_batch = [metric for metric in of_kind[SequenceMetric] if not metric.keeps]
+    keeps = list(dict.fromkeys(metric.keeps for metric in of_kind[SequenceMetric] if metric.keeps))
     summed = gathers(metrics, of_trained=False)
     known = dict(zip(gathers(metrics, of_trained=True), of_trained, strict=True))
 
@@ -121,26 +123,34 @@ def measure(
         model = {"params": params, "degraded": degraded, "edit": edit}
         return View(shape=shape, batch=batch, known=known, **model, **seen)
 
-    def one(totals: list, item: tuple[Batches, Array]) -> tuple[list, tuple[Array, Array, Array]]:
+    def one(totals: list, item: tuple[Batches, Array]) -> tuple[list, tuple[Array, Array, Array, list]]:
         seen = view(item)
-        pairs = [metric.measure(seen) for metric in of_kind[SequenceMetric]]
-        sums, counts = (_columns(parts) for parts in zip(*pairs, strict=True))
+        pairs = [metric.measure(seen) for metric in in_batch]
+        none = jnp.zeros((len(seen.batch.counted_B), 0))
+        sums, counts = (_columns([none, *(pair[i] for pair in pairs)]) for i in range(2))
         told = [metric.measure(seen) for metric in of_kind[PerToken]]
         tokens = [jnp.where(counted, value, jnp.nan) for value, counted in told]
-        none = jnp.zeros((len(sums), 0, 0))
         totals = jax.tree.map(jnp.add, totals, [gather(seen) for gather in summed])
-        return totals, (sums, counts, jnp.stack(tokens, axis=1) if tokens else none)
+        tokens = jnp.stack(tokens, axis=1) if tokens else jnp.zeros((len(sums), 0, 0))
+        return totals, (sums, counts, tokens, [keep(seen) for keep in keeps])
 
     items = batches, jnp.arange(len(batches.tokens))
     first = jax.tree.map(lambda a: a[0], items)
     zeros = zeros_of(lambda item: [gather(view(item)) for gather in summed], first)
-    totals, out = lax.scan(one, zeros, items)
+    totals, (*out, kept) = lax.scan(one, zeros, items)
     gathered = dict(zip(summed, totals, strict=True)) | {None: None} | known
     weights = Weights(shape, params, degraded, edit)
     values = [jnp.ravel(metric.values(gathered[metric.gather], weights)) for metric in of_kind[Statistic]]
-    N = batches.counted.size
-    by_metric = [jnp.moveaxis(a.reshape(N, *a.shape[2:]), 1, 0) for a in out]
-    return Measured(*by_metric, jnp.concatenate(values) if values else jnp.zeros(0))
+    *of_batches, tokens = (jnp.moveaxis(_in_a_row(a), 1, 0) for a in out)
+    of_all = {keep: Kept(jax.tree.map(_in_a_row, of)) for keep, of in zip(keeps, kept, strict=True)}
+    whole = {m: m.measure(of_all[m.keeps]) for m in of_kind[SequenceMetric] if m.keeps}
+    columns = [
+        jnp.concatenate(
+            list(_in_order(of_kind[SequenceMetric], shape, a, {m: w[i] for m, w in whole.items()}))
+        )
+        for i, a in enumerate(of_batches)
+    ]
+    return Measured(*columns, tokens, jnp.concatenate(values) if values else jnp.zeros(0))
 
 
 def zeros_of(f: Callable, *args: Any) -> Any:
@@ -148,6 +158,25 @@ def zeros_of(f: Callable, *args: Any) -> Any:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(f, *args))
 
 
+def _in_a_row(a: Array) -> Array:
+    """[batches, B, ...] as [sequences, ...]."""
+    return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
+
+
 def _columns(parts: list[Array]) -> Array:
     """[B] and [B, P] side by side."""
-    return jnp.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return jnp.concatenate([part[:, None] if part.ndim == 1 else part for part in parts], axis=1)
+
+
+def _in_order(
+    metrics: list[SequenceMetric], shape: Shape, of_batches: Array, whole: dict[SequenceMetric, Array]
+) -> Iterator[Array]:
+    """The columns [places, N] of each metric: from `whole`, [N] or [N, P], or the next ones of `of_batches`."""
+    first = 0
+    for metric in metrics:
+        if metric in whole:
+            yield _columns([whole[metric]]).T
+        else:
+            end = first + len(metric.places(shape))
+            yield of_batches[first:end]
+            first = end

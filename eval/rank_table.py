@@ -9,15 +9,15 @@ from wane.eval import summary
 from wane.eval.tables import NONE, table
 from wane.scaling.shape import MLP
 
-METRIC = "relative_effective_rank"
+METRIC, OF_INITIAL = "relative_effective_rank", "effective_rank_of_initial"
 MATRICES = ("q", "k", "v", "o", *MLP)
 
 
-def layer_ranks(curves: pd.DataFrame) -> pd.DataFrame:
-    """Effective rank of every matrix of every undegraded member over that of a random one of its size, as
-    the curve table tells it: group, member_id, train_step, matrix, layer, value.  A layer without a value is
-    left out."""
-    rows = curves[(curves["metric"] == METRIC) & (curves["status"] == "ok") & (curves["pruned"] == "never")]
+def layer_ranks(curves: pd.DataFrame, metric: str = METRIC) -> pd.DataFrame:
+    """Effective rank of every matrix of every undegraded member over that of a random one of its size, or another
+    such metric, as the curve table tells it: group, member_id, train_step, matrix, layer, value.  A layer without
+    a value is left out."""
+    rows = curves[(curves["metric"] == metric) & (curves["status"] == "ok") & (curves["pruned"] == "never")]
     keys = ["group", "member_id", "train_step", "matrix", "layer"]
     rows = rows.assign(group=summary.groups(rows), matrix=rows["part"], layer=rows["at"].astype(int))
     return rows.groupby(keys)["value"].mean().reset_index()
@@ -25,24 +25,21 @@ def layer_ranks(curves: pd.DataFrame) -> pd.DataFrame:
 
 def ranks(curves: pd.DataFrame) -> pd.DataFrame:
     """For each group and matrix: `of_random`, effective rank of the finished members over that of a random
-    matrix of the same size, and `of_initial`, over that of the same layer of the same member at step 0;
-    means over layers, then `seeds`.  NaN where the initial rank is 0; members not swept at step 0 are left
-    out."""
-    rows = layer_ranks(curves)
+    matrix of the same size, and `of_initial`, over that of the same layer of the same member before training;
+    means over layers, then `seeds`.  NaN where the initial rank is 0."""
     place = ["group", "member_id", "matrix", "layer"]
-    first = rows[rows["train_step"] == 0].set_index(place)["value"]
-    last = summary.last_checkpoint(rows)
-    last = last[last["train_step"] > 0].set_index(place)["value"]
-    both = pd.concat({"of_random": last, "initial": first}, axis=1, join="inner")
-    # Both are over the same random matrix, which the ratio does not see.
-    both["of_initial"] = (both["of_random"] / both["initial"]).where(both["initial"] > 0)
-    members = both.groupby(["group", "matrix", "member_id"])[["of_random", "of_initial"]].mean()
+    last = {}
+    for name, metric in (("of_random", METRIC), ("of_initial", OF_INITIAL)):
+        rows = summary.last_checkpoint(layer_ranks(curves, metric))
+        last[name] = rows[rows["train_step"] > 0].set_index(place)["value"]
+    both = pd.concat(last, axis=1)
+    members = both.groupby(["group", "matrix", "member_id"])[list(last)].mean()
     found = members.groupby(["group", "matrix"]).mean()
     return found.assign(seeds=members.groupby(["group", "matrix"]).size()).reset_index()
 
 
 def rank_section(curves: pd.DataFrame, groups: list[str]) -> str:
-    """The table as HTML, groups in this order; nothing where no member was swept at step 0."""
+    """The table as HTML, groups in this order; nothing where nobody asked for it."""
     found = ranks(curves)
     if found.empty:
         return ""

@@ -38,7 +38,7 @@ def values(subject: Subject, measured: Measured) -> Iterator[dict]:
     N = len(evaluation.task_N)
     of_each = (of_tasks(a, evaluation) for a in (sums, counts))
     columns = zip(sums[:, :N], counts[:, :N], *of_each, strict=True)
-    per_token, statistics = iter(tokens), iter(others)
+    per_token, statistics, initial = iter(tokens), iter(others), iter(subject.initial)
     for metric in (METRICS[name] for name in subject.settings.metrics):
         if isinstance(metric, PerToken):
             value_NS = next(per_token)[:N]
@@ -51,8 +51,10 @@ def values(subject: Subject, measured: Measured) -> Iterator[dict]:
         for place in metric.places(shape):
             if isinstance(metric, SequenceMetric):
                 yield from sequence_rows(metric, place, *next(columns), evaluation, shape)
-            else:
-                yield value_row(metric, place, "all", next(statistics), evaluation.scored_NS.size)
+                continue
+            value, before = next(statistics), next(initial) if metric.over_initial else 1.0
+            if before:
+                yield value_row(metric, place, "all", value / before, evaluation.scored_NS.size)
 
 
 def said(subject: Subject, measured: Measured) -> dict[DrawMetric, np.ndarray]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from wane.eval.degrade import Degrade
 from wane.eval.measure import Batches, gathers
-from wane.eval.metrics import compares
+from wane.eval.metrics import METRICS, compares
 from wane.eval.study import Evaluation
-from wane.eval.sweep import Engine, Start, engine, streams, summing, undegraded
+from wane.eval.sweep import Engine, Start, engine, of_initial, streams, summing, undegraded
 from wane.scaling.edit import Params
 from wane.scaling.identity import array_digest
 from wane.scaling.shape import Shape
@@ -92,6 +92,16 @@ class Subject:
             return []
         program = summing(self.member.shape, metrics, self.settings.matmul_precision)
         return program(self.params, self.batches, self.full_x[0] if compares(metrics) else None)
+
+    @functools.cached_property
+    def initial(self) -> np.ndarray:
+        """Of the metrics that are told over it (`Statistic.over_initial`): the values that the parameters had
+        before training, f64, one metric after the other."""
+        told = tuple(name for name in self.settings.metrics if getattr(METRICS[name], "over_initial", False))
+        if not told:
+            return np.zeros(0)
+        program = of_initial(self.member.shape, told, self.settings.matmul_precision)
+        return np.asarray(program(np.int32(self.member.init_seed)), np.float64)
 
     def undegraded(self, programs: Engine, starts: Sequence[Start] = ()) -> jax.Array | None:
         """What of the undegraded forward pass these programs read: every block's stream, only the last, or none."""

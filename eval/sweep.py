@@ -19,11 +19,11 @@ from jax import Array, lax
 
 from wane.eval.measure import Batches, Measured, forward, insides, measure, sums_of_trained
 from wane.eval.metrics import METRICS, OURS, compares, reads_streams
-from wane.eval.metrics.contract import Sums
+from wane.eval.metrics.contract import Sums, Weights
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.degrade.cost import CostOf
 from wane.scaling.edit import Edit, Params, filled
-from wane.scaling.model import apply
+from wane.scaling.model import apply, init_params
 from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
@@ -240,6 +240,18 @@ def summing(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
         return sums_of_trained(shape, metrics, params, batches, full)
 
     return Program(program, precision, computes=measurement("summing", shape, metrics, 1))
+
+
+@functools.lru_cache(maxsize=32)
+def of_initial(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
+    """seed -> the values of these statistics of the parameters that training starts from, one after the other."""
+
+    def program(seed):
+        params = init_params(jax.random.key(seed), shape)
+        weights = Weights(shape, params, params, Edit())
+        return jnp.concatenate([jnp.ravel(METRICS[name].values(None, weights)) for name in metrics])
+
+    return Program(program, precision, computes=measurement("of_initial", shape, metrics, 1))
 
 
 @functools.lru_cache(maxsize=32)

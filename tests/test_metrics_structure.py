@@ -208,3 +208,19 @@ def test_a_sweep_writes_a_row_per_matrix_and_layer():
             assert row["value"] == (0 if row["severity"] == 0 else pytest.approx(0.5, abs=0.2))
         if row["metric"] == "relative_effective_rank" and row["severity"] == 0:
             assert row["value"] == pytest.approx(1, abs=0.08)  # the subject is untrained
+    values = {(r["metric"], r["severity"], r["part"], r["at"]): r["value"] for r in rows}
+    for (metric, severity, *place), value in values.items():
+        if metric == "effective_rank_of_initial":
+            before = values["effective_rank", 0.0, *place]
+            assert value == pytest.approx(values["effective_rank", severity, *place] / before, rel=1e-5)
+
+
+def test_a_matrix_that_began_as_zeros_has_no_ratio_to_what_it_was():
+    stream = open_data(Data(sources="graded", context=32, facts=16), steps=4, batch_size=4)
+    subject = subject_of(splits_of(stream, 1))
+    subject.settings = dataclasses.replace(EVALUATION, metrics=("loss", "effective_rank_of_initial"))
+    subject.__dict__["initial"] = np.where(np.arange(len(every_matrix(SHAPE))) == 4, 0.0, 2.0)
+    rows, _ = sweep(subject, Degrade(method="rtn", severities=(4.0,)), range(1), "cell", 1, lambda n: None)
+    told = [(r["part"], r["at"]) for r in rows if r["metric"] != "loss" and r["severity"] > 0]
+    places = [(place.part, place.at) for place in every_matrix(SHAPE)]
+    assert told == places[:4] + places[5:]

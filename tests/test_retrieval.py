@@ -9,6 +9,7 @@ import pytest
 from test_sweep import SHAPE, rows_of, splits_of, subject_of
 
 from wane.eval.metrics import retrieval
+from wane.eval.metrics.contract import Kept
 from wane.eval.metrics.retrieval import PARTS
 from wane.eval.metrics.view import Batch, View
 from wane.eval.study import Degrade, Evaluation
@@ -53,8 +54,13 @@ def planted(tokens_BT, noise, seed=0, common=0.0):
     return np.float32(x_BSD + common)
 
 
+def whole(view):
+    """What is kept, of one batch that is all there is."""
+    return Kept(retrieval.renderings(view))
+
+
 def value(view, pool, score):
-    total, count = retrieval.among(pool, score)(view)
+    total, count = retrieval.among(pool, score)(whole(view))
     return np.asarray(total, np.float64).sum(0) / np.asarray(count).sum(0), np.asarray(count)
 
 
@@ -114,8 +120,8 @@ def test_states_that_know_nothing_are_at_chance():
 
     @jax.jit
     def measured(x_BSD):
-        view = view_of(data.tokens_NT, data.values_N2, x_BSD)
-        return [metric.measure(view) for metric in retrieval.METRICS]
+        kept = whole(view_of(data.tokens_NT, data.values_N2, x_BSD))
+        return [metric.measure(kept) for metric in retrieval.METRICS]
 
     random = measured(random_states(data.tokens_NT))
     equal = [measured(np.full((600, 64, D), constant, np.float32)) for constant in (0.0, 3.0)]
@@ -147,37 +153,43 @@ def test_only_whole_pools_of_whole_items_of_this_task_count(evaluation):
     _, count = value(view, 16, retrieval.recall)
     assert count.sum(0).tolist() == [48] * 4  # of 60 items, 3 a row
     assert count[:, 0].tolist() == [0] * 5 + [3] * 16 + [0] * 4
-    _, count = retrieval.among(64, retrieval.recall)(view)
+    _, count = retrieval.among(64, retrieval.recall)(whole(view))
     assert count.sum() == 0
     filled = view_of(tokens_BT, values_B2, x_BSD, counted_B=np.arange(25) < 12)
     _, count = value(filled, 16, retrieval.recall)  # 7 rows, 21 items
     assert count[:, 0].sum() == 16
     text = view_of(tokens_BT, np.zeros_like(values_B2), x_BSD)
-    assert retrieval.among(16, retrieval.recall)(text)[1].sum() == 0
+    assert retrieval.among(16, retrieval.recall)(whole(text))[1].sum() == 0
     cut = view_of(tokens_BT[:, :58], values_B2, x_BSD[:, :57])  # the end of the third item is not read
-    assert retrieval.among(4, retrieval.recall)(cut)[1].max() == 2
+    assert retrieval.among(4, retrieval.recall)(whole(cut))[1].max() == 2
     short = view_of(tokens_BT[:, :17], values_B2, x_BSD[:, :16])
-    assert retrieval.among(16, retrieval.recall)(short)[1].sum() == 0
+    assert retrieval.among(16, retrieval.recall)(whole(short))[1].sum() == 0
 
 
 def test_a_state_that_is_not_finite_is_no_hit(evaluation):
     tokens_BT, values_B2 = evaluation
     x_BSD = planted(tokens_BT, noise=0.0)
     x_BSD[5, pairs(tokens_BT[5:6])[0, 0, SECOND]] = np.nan
-    total, _ = retrieval.among(16, retrieval.recall)(view_of(tokens_BT, values_B2, x_BSD))
+    total, _ = retrieval.among(16, retrieval.recall)(whole(view_of(tokens_BT, values_B2, x_BSD)))
     assert np.isnan(total[5]).all()
     assert np.isfinite(total[15]).all()
 
 
 def test_rows_tell_pool_part_and_chance():
-    """4 rows a batch of 5 items each fill one pool of 16; nothing is said of larger ones."""
+    """3 rows a batch of 5 items each fill no pool of 16; together they fill two, and none that is larger."""
     stream = open_data(Data(context=96, facts=16, task_shares={"S": 1.0, "E": 1.0}), steps=4, batch_size=4)
     subject = subject_of(splits_of(stream, 8), shape=dataclasses.replace(SHAPE, context=96))
-    subject.settings = Evaluation(metrics=("loss", "retrieval"), batch=4)
-    rows, _, _ = rows_of(subject, Degrade(method="random_weights", severities=(0.5,)))
-    rows = [row for row in rows if row["metric"] != "loss" and row["severity"] == 0.5]
+    told = {}
+    for batch in (16, 3):
+        subject.settings = Evaluation(metrics=("loss", "retrieval"), batch=batch)
+        rows, _, _ = rows_of(subject, Degrade(method="random_weights", severities=(0.5,)))
+        told[batch] = [row for row in rows if row["metric"] != "loss" and row["severity"] == 0.5]
     names = {"recall_at_1_of_16", "reciprocal_rank_of_16"}
-    assert {(row["metric"], row["axis"], row["at"]) for row in rows} == {(name, "pool", 16) for name in names}
-    of_task = [row for row in rows if row["task"] == "E" and row["metric"] == "recall_at_1_of_16"]
+    assert {(row["metric"], row["axis"], row["at"]) for row in told[3]} == {
+        (name, "pool", 16) for name in names
+    }
+    of_task = [row for row in told[3] if row["task"] == "E" and row["metric"] == "recall_at_1_of_16"]
     assert [row["part"] for row in of_task] == list(PARTS)
     assert {(row["count"], row["chance"], row["ceiling"]) for row in of_task} == {(32, 1 / 16, 1.0)}
+    values = {batch: [row["value"] for row in rows] for batch, rows in told.items()}
+    np.testing.assert_allclose(values[3], values[16], atol=1 / 32 / 4)

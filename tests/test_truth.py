@@ -8,6 +8,7 @@ import pytest
 from test_sweep import SHAPE, rows_of, splits_of, subject_of
 
 from wane.eval.metrics import METRICS, topic
+from wane.eval.metrics.contract import Kept
 from wane.eval.metrics.view import Batch, View
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.edit import Edit
@@ -136,7 +137,8 @@ def topics():
 
 def kept(data, monkeypatch, said_NS):
     monkeypatch.setattr(topic, "said", lambda view: jnp.asarray(said_NS))
-    total, count = METRICS["topic_kept"].measure(view_of(data, np.zeros((1, 1, 1))))
+    metric = METRICS["topic_kept"]
+    total, count = metric.measure(Kept(metric.keeps(view_of(data, np.zeros((1, 1, 1))))))
     told = np.asarray(total).sum() / np.asarray(count).sum()
     return told, np.asarray(count)
 

@@ -1,7 +1,8 @@
 """The contract of every metric: what it sees of a degraded model, what it gives back, how its value is told.
 
 A metric is a small pure function inside the jitted evaluation.  Kinds differ in what they give back:
-`SequenceMetric` sums and counts of every sequence, which the host adds up in float64, per task too;
+`SequenceMetric` sums and counts of every sequence, from its batch or from what was kept of all batches, which the
+host adds up in float64, per task too;
 `PerToken` a value for every token, which the host averages over groups of tokens (`TokenMetric`,
 `wane.eval.metrics.groups`) or compares, with each other (`SetMetric`) or with other draws (`DrawMetric`);
 `Statistic` values from sums over all batches, or from the weights alone.
@@ -99,14 +100,24 @@ class Metric:
     version: int = 1
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """What a metric has kept of every sequence, all batches one after the other: a pytree of arrays [N, ...]."""
+
+    of: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceMetric(Metric):
     """measure(view) -> (sum, count), both f32 [B], or [B, P] with P places; the value of a set of sequences is
-    finish(sum of sums / sum of counts).  each: rows keep the value of every evaluation sequence, for paired
-    comparisons (one place only).  of_task: in place of finish, for what depends on the task and the shape; rows
-    then are of single tasks, those that it has a number for."""
+    finish(sum of sums / sum of counts).  keeps: for what compares sequences of different batches; keeps(view) is a
+    pytree of arrays [B, ...], and measure is given a `Kept` of all N sequences in place of a view, once.  each:
+    rows keep the value of every evaluation sequence, for paired comparisons (one place only).  of_task: in place of
+    finish, for what depends on the task and the shape; rows then are of single tasks, those that it has a number
+    for."""
 
-    measure: Callable[[View], tuple[Array, Array]]
+    measure: Callable[[Any], tuple[Array, Array]]
+    keeps: Callable[[View], Any] | None = None
     finish: Callable[[float], float] = float
     each: bool = False
     of_task: Callable[[float, Task, Shape], float | None] | None = None
@@ -147,8 +158,11 @@ class DrawMetric(PerToken):
 class Statistic(Metric):
     """values(sums, weights) -> f32 [P].  gather(view) -> sums over a batch, added up over all batches, f32; several
     statistics of one `gather` share it.  None: from the weights alone, then sums is None.  of_trained: `gather`
-    reads the trained parameters and the tokens alone, so it is done once, not at every point."""
+    reads the trained parameters and the tokens alone, so it is done once, not at every point.  over_initial: rows
+    hold the values over those of the parameters that training started from; it needs no `gather`, and where those
+    are 0 there is no row."""
 
     values: Callable[[Sums, Weights], Array]
     gather: Callable[[View], Sums] | None = None
     of_trained: bool = False
+    over_initial: bool = False

@@ -5,20 +5,21 @@ renderings, its own among them; similarity is their cosine.  A state is the last
 rendering; raw, or with the mean of the pool taken off both sides, as one large common direction makes all raw
 cosines alike (Ethayarajh 2019, arXiv 1909.00512).
 
-Whole items of a batch, row after row, are cut into pools of 16, 64 and 256; those left over are in none.  So
-the evaluation's batch bounds the pool: a pool that it cannot fill has no row.  Wrong ones are of the same
-row, too, so that knowing the row does not find the record.  Ties count as the mean over their orders: a model
-that holds the same of every record is at chance, 1 / pool and H_pool / pool, H_n the n-th harmonic number.
+Whole items of the evaluation set, row after row, are cut into pools of 16, 64 and 256, whatever batches they are
+in; those left over are in none, and a pool that cannot be filled has no row.  Wrong ones are of the same row, too,
+so that knowing the row does not find the record.  Ties count as the mean over their orders: a model that holds the
+same of every record is at chance, 1 / pool and H_pool / pool, H_n the n-th harmonic number.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from wane.eval.metrics.contract import Place, SequenceMetric
+from wane.eval.metrics.contract import Kept, Place, SequenceMetric
 from wane.eval.metrics.once import once
 from wane.eval.metrics.task_rows import is_task
 from wane.eval.metrics.view import View
@@ -32,28 +33,21 @@ ROUNDING = 1e-6  # of a cosine: a smaller lead is that of f32 sums
 
 
 class Renderings(NamedTuple):
-    """Whole items of a batch, N = B M places for them: those that are of task E stand in front, in order.
+    """states_BM22D: of the M whole items of every row (last token, mean) x (first rendering, second); present_B:
+    which rows are of task E."""
 
-    states_2N2D: (last token, mean) x items x (first rendering, second).  row_N: of each item.  count: how
-    many there are.
-    """
-
-    states_2N2D: Array
-    row_N: Array
-    count: Array
+    states_BM22D: Array
+    present_B: Array
 
 
-@once
 def renderings(view: View) -> Renderings:
-    B, S, D = view.x_BSD.shape
+    _, S, _ = view.x_BSD.shape
     M = (S - 1) // ITEM  # items whose last token is read
     end_M2 = 1 + ITEM * np.arange(M)[:, None] + np.array([RENDERING - 1, ITEM - 1])
     within_M2R = end_M2[..., None] - np.arange(RENDERING)
     x_BSD = view.x_BSD.astype(jnp.float32)
-    states = jnp.stack([x_BSD[:, end_M2], x_BSD[:, within_M2R].mean(axis=3)])
-    present_N = jnp.repeat(is_task(view, "E"), M)
-    front_N = jnp.argsort(~present_N, stable=True)
-    return Renderings(states.reshape(2, B * M, 2, D)[:, front_N], front_N // max(M, 1), present_N.sum())
+    states_BM22D = jnp.stack([x_BSD[:, end_M2], x_BSD[:, within_M2R].mean(axis=3)], axis=2)
+    return Renderings(states_BM22D, is_task(view, "E"))
 
 
 def similarity(query: Array, pool: Array) -> Array:
@@ -84,23 +78,51 @@ def reciprocal_rank(better: Array, equal: Array) -> Array:
     return (harmonic[better + equal] - harmonic[better]) / equal
 
 
-def among(pool: int, score: Callable[[Array, Array], Array]) -> Callable[[View], tuple[Array, Array]]:
-    """Sums and counts [B, 4] over the queries of each row, 4 as PARTS."""
+SCORES = (recall, reciprocal_rank)
 
-    def measure(view: View) -> tuple[Array, Array]:
-        states_2N2D, row_N, count = renderings(view)
-        B, _, D = view.x_BSD.shape
-        pools = states_2N2D.shape[1] // pool
-        cut = states_2N2D[:, : pools * pool].reshape(2, pools, pool, 2, D)
-        cut = jnp.stack([cut, cut - cut[:, :, :, 1:].mean(axis=2, keepdims=True)], axis=1)
-        cosine = similarity(cut[..., 0, :], cut[..., 1, :])  # [last or mean, raw or centred, pools, P, P]
-        found = score(*standing(cosine))
-        found = jnp.where(jnp.isfinite(cosine).all(axis=-1), found, jnp.nan).reshape(len(PARTS), pools * pool)
-        whole_Q = (1 + jnp.arange(pools * pool) // pool) * pool <= count
-        row_Q = row_N[: pools * pool]
-        sum_B4 = jnp.zeros((B, len(PARTS))).at[row_Q].add(jnp.where(whole_Q, found, 0.0).T)
-        count_B = jnp.zeros(B).at[row_Q].add(whole_Q)
-        return sum_B4, jnp.broadcast_to(count_B[:, None], sum_B4.shape)
+
+@functools.cache
+def ranked(pool: int) -> Callable[[Kept], tuple[Array, Array]]:
+    """Sums [N, SCORES, PARTS] over the queries of every sequence, and their number [N]."""
+
+    @once
+    def measure(kept: Kept) -> tuple[Array, Array]:
+        states_NM22D, present_N = kept.of
+        N, M = states_NM22D.shape[:2]
+        sums = jnp.zeros((N, len(SCORES), len(PARTS)))
+        if pool > N * M:
+            return sums, jnp.zeros(N)
+        items = states_NM22D.reshape(N * M, *states_NM22D.shape[2:])
+        present = jnp.repeat(present_N, M)
+        pools = present.sum() // pool
+        in_order = jnp.argsort(~present, stable=True)
+
+        def add(p: Array, sums: Array) -> Array:
+            index_P = lax.dynamic_slice_in_dim(in_order, p * pool, pool)
+            state_2P2D = jnp.moveaxis(items[index_P], 1, 0)
+            mean_212D = state_2P2D[:, :, 1:].mean(axis=1, keepdims=True)
+            state_22P2D = jnp.stack([state_2P2D, state_2P2D - mean_212D], axis=1)  # raw, centred
+            cosine_22PP = similarity(state_22P2D[..., 0, :], state_22P2D[..., 1, :])
+            found = jnp.stack([score(*standing(cosine_22PP)) for score in SCORES])
+            found = jnp.where(jnp.isfinite(cosine_22PP).all(axis=-1), found, jnp.nan)
+            found_PSP = jnp.moveaxis(found.reshape(len(SCORES), len(PARTS), pool), -1, 0)
+            return sums.at[index_P // M].add(found_PSP)
+
+        # A loop as long as there are pools: most items are of other tasks, and computing with them would cost more.
+        sums = lax.fori_loop(0, pools, add, sums)
+        whole = present & (jnp.cumsum(present) <= pools * pool)
+        return sums, whole.reshape(N, M).sum(axis=1).astype(jnp.float32)
+
+    return measure
+
+
+def among(pool: int, score: Callable[[Array, Array], Array]) -> Callable[[Kept], tuple[Array, Array]]:
+    """Sums and counts [N, 4] over the queries of each sequence, 4 as PARTS."""
+
+    def measure(kept: Kept) -> tuple[Array, Array]:
+        sums, count_N = ranked(pool)(kept)
+        sum_N4 = sums[:, SCORES.index(score)]
+        return sum_N4, jnp.broadcast_to(count_N[:, None], sum_N4.shape)
 
     return measure
 
@@ -120,19 +142,23 @@ def _metrics(pool: int) -> tuple[SequenceMetric, SequenceMetric]:
     return (
         SequenceMetric(
             name=f"recall_at_1_of_{pool}",
+            version=2,
             unit="fraction",
             meaning=f"share of records whose restatement is the most similar of {pool}, by final states",
             better="higher",
             places=places,
+            keeps=renderings,
             measure=among(pool, recall),
             bounds=recall_bounds,
         ),
         SequenceMetric(
             name=f"reciprocal_rank_of_{pool}",
+            version=2,
             unit="",
             meaning=f"mean of 1 / rank of a record's restatement among {pool} (MRR), by final states",
             better="higher",
             places=places,
+            keeps=renderings,
             measure=among(pool, reciprocal_rank),
             bounds=rank_bounds,
         ),

@@ -3,8 +3,8 @@ how far it is from the trained one.
 
 Of every block matrix of every layer as a plain model would hold it (`wane.scaling.edit.fold`: removed units
 are zeros), once per point and from the weights alone.  Experts are averaged.  Raw ranks compare sizes, not
-matrices (a square Gaussian matrix has .80 of its side, a 1:4 one .97): the ratio to a random matrix stands
-beside them.
+matrices (a square Gaussian matrix has .80 of its side, a 1:4 one .97): the ratios to a random matrix and to the
+initial one stand beside them.
 """
 
 import functools
@@ -193,6 +193,15 @@ METRICS = (
         better="neither",
         values=relative_effective_rank,
         places=every_matrix,
+    ),
+    Statistic(
+        name="effective_rank_of_initial",
+        unit="ratio",
+        meaning="effective rank of a matrix over that of the same matrix before training, as it was drawn",
+        better="neither",
+        values=effective_rank,
+        places=every_matrix,
+        over_initial=True,
     ),
     Statistic(
         name="stable_rank",

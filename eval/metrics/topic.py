@@ -2,38 +2,55 @@
 
 A row of G is one answer from its second symbol on (`wane.eval.metrics.generation`): the model reads tag,
 topic and one symbol, and then what it says.  A topic owns 4 of the 64 symbols.  Which, the world says and not
-the tokens; but symbols of the topic have a foil and others have none.  Those of all rows of the batch with
+the tokens; but symbols of the topic have a foil and others have none.  Those of all rows of the evaluation with
 the same topic are taken together, since a row alone may lack one.  Rows whose topic is hidden are left out.
 """
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from wane.eval.metrics.contract import SequenceMetric, per_sequence
+from wane.eval.metrics.contract import Kept, SequenceMetric
 from wane.eval.metrics.generation import said
 from wane.eval.metrics.task_rows import is_task
 from wane.eval.metrics.view import View
 from wane.train.data import Task
 from wane.train.data.graded_topic import STATES, TOPIC, TOPICS
 from wane.train.data.task import SUCCESSOR_P
+from wane.train.data.vocabulary import SYMBOL
 
 
-def owned(view: View) -> tuple[Array, Array]:
-    """Which tokens belong to the topic of each row, bool [B, V], and whether a topic is told, bool [B]."""
-    topic_B = view.batch.tokens_BT[:, 1]
-    told_B = is_task(view, "G") & (topic_B >= TOPIC) & (topic_B < TOPIC + TOPICS)
-    marked_BS = (told_B[:, None] & (view.batch.foil_BS >= 0)).astype(jnp.float32)
+class Told(NamedTuple):
+    """Of every sequence: its topic, 0 where none is told, whether one is, which of the STATES symbols it shows
+    to be the topic's, and what was said, which counts where a topic is told and an answer scored."""
+
+    topic_B: Array
+    told_B: Array
+    own_BX: Array
+    said_BS: Array
+    counted_BS: Array
+
+
+def told(view: View) -> Told:
+    topic_B = view.batch.tokens_BT[:, 1] - TOPIC
+    told_B = is_task(view, "G") & (topic_B >= 0) & (topic_B < TOPICS)
+    marked_BS = told_B[:, None] & (view.batch.foil_BS >= 0)
     rows_B1 = jnp.arange(len(topic_B))[:, None]
-    seen_BV = jnp.zeros((len(topic_B), view.shape.vocab)).at[rows_B1, view.targets_BS].max(marked_BS)
-    same_BB = (topic_B[:, None] == topic_B).astype(jnp.float32)
-    return same_BB @ seen_BV > 0, told_B
+    own_BX = jnp.zeros((len(topic_B), STATES), bool)
+    own_BX = own_BX.at[rows_B1, view.targets_BS - SYMBOL].max(marked_BS, mode="drop")
+    return Told(jnp.where(told_B, topic_B, 0), told_B, own_BX, said(view), view.scored_BS & told_B[:, None])
 
 
-def kept(view: View) -> tuple[Array, Array]:
-    owned_BV, told_B = owned(view)
-    # what is said of logits that are no numbers is beyond the last token, which no topic owns either
-    inside_BS = jnp.take_along_axis(owned_BV, said(view), axis=1, mode="clip")
-    return inside_BS.astype(jnp.float32), view.scored_BS & told_B[:, None]
+def kept(whole: Kept) -> tuple[Array, Array]:
+    topic_N, told_N, own_NX, said_NS, counted_NS = whole.of
+    own_KX = jnp.zeros((TOPICS, STATES), bool).at[topic_N].max(own_NX & told_N[:, None])
+    symbol_NS = said_NS - SYMBOL  # what is said of logits that are no numbers is no symbol either
+    among_NS = (symbol_NS >= 0) & (symbol_NS < STATES)
+    inside_NS = jnp.take_along_axis(own_KX[topic_N], jnp.clip(symbol_NS, 0, STATES - 1), axis=1) & among_NS
+    return (inside_NS & counted_NS).sum(axis=1).astype(jnp.float32), counted_NS.sum(axis=1).astype(
+        jnp.float32
+    )
 
 
 def bounds(task: Task) -> tuple[float | None, float | None]:
@@ -48,7 +65,9 @@ METRICS = (
         unit="fraction",
         meaning="share of tokens, said free-running behind a told topic, that are of that topic (task G)",
         better="higher",
-        measure=per_sequence(kept),
+        version=2,
+        keeps=told,
+        measure=kept,
         free_running=True,
         bounds=bounds,
     ),

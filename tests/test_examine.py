@@ -27,19 +27,19 @@ SHAPE = Shape(d_model=16, n_layers=3, n_heads=2, head_dim=8, d_ff=24, vocab=512,
 EXPERTS = dataclasses.replace(SHAPE, n_layers=2, n_experts=3, top_k=2, d_ff=8)
 
 
-def evaluation_of(sequences=2, tasks=("L1", "S", "L3")):
+def evaluation_of(sequences=2, scored=None, tasks=("L1", "S", "L3")):
     data = Data(sources="graded", context=32, facts=16, task_shares=dict.fromkeys(tasks, 1.0))
     stream = open_data(data, steps=4, batch_size=4)
-    return stream.evaluation(sequences, 0), np.asarray(stream.calibration(8, 0))
+    return stream.evaluation(sequences, 0, scored), np.asarray(stream.calibration(8, 0))
 
 
 def params_of(shape, seed=0):
     return jax.tree.map(lambda w: 3 * w, init_params(jax.random.key(seed), shape))
 
 
-def examined_of(shape=SHAPE, params=None, seed=0, sequences=2):
+def examined_of(shape=SHAPE, params=None, seed=0, sequences=2, scored=None):
     params = params_of(shape, seed) if params is None else params
-    evaluation, calibration_NT = evaluation_of(sequences)
+    evaluation, calibration_NT = evaluation_of(sequences, scored)
     batches = Batches.of(evaluation, 4)
     return Examined(
         shape=shape, params=params, batches=batches, stream=streams(shape, "highest")(params, batches),
@@ -237,6 +237,23 @@ def test_a_pass_may_begin_at_the_first_layer_that_changes():
     assert abs(late).max() > 1e-3
     np.testing.assert_array_equal(losses.rise(kept, 3), 0 * late)  # after the last layer nothing is removed
     assert losses.tokens == (6 * 32, 2 * 32, 2 * 32, 2 * 32)
+
+
+def test_all_is_the_mean_over_tasks_however_many_sequences_each_has():
+    examined = examined_of(scored=40)
+    losses = Losses(examined, taken_out, without((), SHAPE), lambda n: None)
+    assert len(set(losses.tokens[1:])) > 1
+    assert losses.tokens[0] == sum(losses.tokens[1:])
+    rise_J = losses.rise(without(units_of("layer", SHAPE, 1, 1.0, np.random.default_rng(0))[:1], SHAPE), 0)
+    assert rise_J[0] == pytest.approx(rise_J[1:].mean())
+    weights = EXAMINATIONS["zero_sensitivity"]
+    found = list(weights.run(examined, settings_of("zero_sensitivity", {"weights": 2}), lambda n: None))
+    for metric in ("zero_sensitivity", "zero_sensitivity_first_order"):
+        means = [
+            next(v for p, v in values(found, metric, task).items() if p.part == "weight" and p.axis is None)
+            for task in losses.tasks
+        ]
+        assert means[0] == pytest.approx(np.mean(means[1:]), rel=1e-5)
 
 
 def test_a_rise_far_below_the_rounding_of_the_loss_is_resolved():

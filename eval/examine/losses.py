@@ -1,7 +1,7 @@
 """The rise of the loss when something is taken away, from differences of single tokens."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,8 @@ class Losses:
     """Losses of the tokens of one member.  edit_of: a function of a module, for all members; nothing: the removal
     that takes nothing away.
 
-    tasks: "all" and, where there are several, every task by name; sequences: the indices of each one's; tokens: how
-    many each has.  J counts tasks.
+    tasks: "all", the mean over the tasks, and where there are several every one by name; tokens: how many each
+    has.  sequences: the indices of those of every task, without "all".  J counts `tasks`.
     """
 
     def __init__(self, examined: Examined, edit_of: EditOf, nothing: Removal, tick: Tick):
@@ -50,17 +50,22 @@ class Losses:
         self._program = token_losses(examined.shape, edit_of, examined.precision)
         evaluation = examined.evaluation
         task_N = evaluation.task_N
-        names = [task.name for task in evaluation.tasks] if len(evaluation.tasks) > 1 else []
-        self.sequences = [np.arange(len(task_N)), *(np.flatnonzero(task_N == i) for i in range(len(names)))]
-        self.tasks = ("all", *names)
+        names = [task.name for task in evaluation.tasks]
+        self.sequences = [np.flatnonzero(task_N == i) for i in range(len(names))]
+        self.tasks = ("all", *names) if len(names) > 1 else ("all",)
         self._trained_NS = self._losses(nothing, 0)  # by the same executable, so that nothing costs exactly 0
-        self.tokens = tuple(len(index) * self._trained_NS.shape[1] for index in self.sequences)
+        tokens = [len(index) * self._trained_NS.shape[1] for index in self.sequences]
+        self.tokens = (sum(tokens), *tokens)[: len(self.tasks)]
+
+    def in_all(self, of_tasks: Sequence[float]) -> np.ndarray:
+        """[J], float64: before what each task has, the mean over them, in which all weigh the same."""
+        return np.array([np.mean(of_tasks), *of_tasks])[: len(self.tasks)]
 
     def rise(self, removal: Removal, first: int) -> np.ndarray:
-        """[J] nats per token, float64: the rise of the mean loss of each task.  first: the layer below which
-        nothing is taken away.  Differences are taken token by token: one weight moves the loss by 1e-7 nats."""
+        """[J] nats per token: the rise of the mean loss of each task.  first: the layer below which nothing is
+        taken away.  Differences are taken token by token: one weight moves the loss by 1e-7 nats."""
         rise_N = (self._losses(removal, first) - self._trained_NS).mean(axis=1)
-        return np.array([rise_N[index].mean() for index in self.sequences])
+        return self.in_all([rise_N[index].mean() for index in self.sequences])
 
     def _losses(self, removal: Removal, first: int) -> np.ndarray:
         examined = self._examined

@@ -58,13 +58,16 @@ def run(examined: Examined, settings: Settings, tick: Tick) -> Iterator[Finding]
     }
     width = max(len(one.index_K) for found in chosen.values() for one in found)
     losses = Losses(examined, set_to_zero, nothing(width), tick)
-    estimate_J = [_estimate(examined, index_N) for index_N in losses.sequences]
+    estimates = [_estimate(examined, index_N) for index_N in losses.sequences]
     for part, found in chosen.items():
         if not found:
             continue
         rise_UJ = np.stack([losses.rise(one.removal(width), one.layer) for one in found])
-        first_UJ = np.array(
-            [[each[one.matrix][one.index_K].sum(dtype=np.float64) for each in estimate_J] for one in found]
+        first_UJ = np.stack(
+            [
+                losses.in_all([each[one.matrix][one.index_K].sum(dtype=np.float64) for each in estimates])
+                for one in found
+            ]
         )
         for j, task in enumerate(losses.tasks):
             yield from _distribution("zero_sensitivity", rise_UJ[:, j], part, task)

@@ -1,6 +1,7 @@
 """The sweep engine: compilations, sensitivity from a cached prefix, metrics against a slow numpy recount."""
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -19,6 +20,7 @@ from wane.scaling.degrade import build
 from wane.scaling.degrade.contract import Scope, Where, severity_of
 from wane.scaling.edit import filled
 from wane.scaling.model import apply, init_params, unembed
+from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 from wane.train.data import Data, open_data
 
@@ -424,3 +426,20 @@ def test_text_has_an_accuracy_and_no_known_ceiling(tmp_path, monkeypatch):
     accuracy = [r for r in rows if r["metric"] == "accuracy"]
     assert {r["task"] for r in accuracy} == {"all", "text:a.txt"}
     assert {(r["chance"], r["ceiling"]) for r in accuracy} == {(None, None)}
+
+
+def test_no_program_runs_beside_that_of_the_next_point(splits, monkeypatch):
+    """On a CPU two at once may wait for each other for ever."""
+    threads, call = set(), Program.__call__
+
+    def recorded(self, *args):
+        threads.add(threading.current_thread())
+        return call(self, *args)
+
+    monkeypatch.setattr(Program, "__call__", recorded)
+    subject = subject_of(splits)
+    subject.settings = dataclasses.replace(
+        EVALUATION, metrics=("loss", "structure", "retrieval", "agreement")
+    )
+    rows_of(subject, Degrade(method="random_weights", severities=(0.3, 0.6), draws=2))
+    assert threads == {threading.current_thread()}

@@ -1,6 +1,5 @@
 """The same items read out in every way (`wane.eval.metrics.factorial`), side by side, tables of the report."""
 
-import html
 from itertools import product
 
 import pandas as pd
@@ -8,7 +7,7 @@ import pandas as pd
 from wane.eval import summary
 from wane.eval.metrics.answers import READOUTS
 from wane.eval.metrics.factorial import CELLS, READS, TWINS, Cell
-from wane.eval.tables import NONE, table
+from wane.eval.tables import NONE, unfolding
 
 KEYS = ["group", "curve", "task", "severity", "setting", "setting_unit"]
 ITEMS = (*TWINS, *TWINS.values())
@@ -45,14 +44,10 @@ def factorial_section(curves: pd.DataFrame, groups: list[str]) -> str:
         "answers all tokens must be right. Of a task whose name ends in 3 an answer has three tokens, its twin "
         "has one. What differs between two cells of a row is the readout alone.</p>"
     )
-    return note + "".join(
-        _unfolding(f"{html.escape(group)} · {html.escape(curve)}", part)
-        for group in groups
-        for curve, part in found[found["group"] == group].groupby("curve", sort=False)
-    )
+    return note + unfolding(found, groups, _lines)
 
 
-def _unfolding(title: str, part: pd.DataFrame) -> str:
+def _lines(part: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     columns = [
         (readout, reads)
         for reads, readout in product(READS, READOUTS)
@@ -68,7 +63,7 @@ def _unfolding(title: str, part: pd.DataFrame) -> str:
                     setting = f"{line['setting'].iloc[0]:g} {line['setting_unit'].iloc[0]}"
                     rows.append([f"{task} {unit}", setting, *cells])
     headers = ["items", "setting", *(f"{HEADERS[readout]}, {HEADERS[reads]}" for readout, reads in columns)]
-    return f"<details><summary>{title}</summary>{table(headers, rows)}</details>"
+    return headers, rows
 
 
 def _cell(told: pd.DataFrame, metric: str) -> str:

@@ -1,6 +1,5 @@
 """How likely each step of a chain (tasks M2, M2l and M3) goes wrong at every severity, tables of the report."""
 
-import html
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 
 from wane.eval import summary
 from wane.eval.stability import CHAINS, chains, chance_of_chain, hazard
-from wane.eval.tables import NONE, table
+from wane.eval.tables import NONE, unfolding
 
 KEYS = ["group", "curve", "task", "severity", "setting", "setting_unit"]
 
@@ -59,21 +58,17 @@ def hazard_section(curves: pd.DataFrame, groups: list[str]) -> str:
         "independently. A dash is a step before which nothing was left above chance; of a "
         "chain that the undegraded model has not learnt it says nothing.</p>"
     )
-    return note + "".join(
-        _unfolding(f"{html.escape(group)} · {html.escape(curve)}", part)
-        for group in groups
-        for curve, part in found[found["group"] == group].groupby("curve")
-    )
+    return note + unfolding(found, groups, _lines)
 
 
-def _unfolding(title: str, part: pd.DataFrame) -> str:
+def _lines(part: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     steps, rows = sorted(part["step"].unique()), []
     for (task, chain, _), line in part.groupby(["task", "chain", "severity"]):
         told = dict(zip(line["step"], line["hazard"], strict=True))
         setting = f"{line['setting'].iloc[0]:g} {line['setting_unit'].iloc[0]}"
         rows.append([f"{task} {chain}", setting, *(_cell(told.get(step)) for step in steps)])
     headers = ["chain", "setting", *(f"step {step}" for step in steps)]
-    return f"<details><summary>{title}</summary>{table(headers, rows)}</details>"
+    return headers, rows
 
 
 def _cell(value: float | None) -> str:

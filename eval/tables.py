@@ -1,7 +1,7 @@
 """The tables of the report as HTML.  Every function takes frames of summary.py and returns one fragment."""
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,18 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{h}</th>" for h in headers)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def unfolding(
+    found: pd.DataFrame, groups: Sequence[str], lines: Callable[[pd.DataFrame], tuple[list[str], list]]
+) -> str:
+    """A table for every group and curve of `found` that unfolds, groups in this order.  lines(the rows of one) ->
+    its headers and rows, as `table` takes them."""
+    return "".join(
+        f"<details><summary>{html.escape(group)} · {html.escape(curve)}</summary>{table(*lines(part))}</details>"
+        for group in groups
+        for curve, part in found[found["group"] == group].groupby("curve")
+    )
 
 
 def family(shapes: pd.DataFrame, losses: pd.DataFrame, built: Mapping[str, Shape], budgets: list[int]) -> str:

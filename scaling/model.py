@@ -336,12 +336,10 @@ def apply(
     x_BSD = embed(params, corrupt_BS, shape)
 
     def run(params: Params, edit: Edit, x_BSD: Array) -> Output:
-        if source_BS is None:
-            x_BSD, inner = _blocks(params, x_BSD, shape, edit, keep)
-            return Output(leave(x_BSD, edit), inner)
-
-        def in_place(x_BSD: Array) -> Array:
-            return jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
+        def in_place(
+            x_BSD: Array,
+        ) -> Array:  # after a deletion: what stood last before each original position
+            return x_BSD if source_BS is None else jnp.take_along_axis(x_BSD, source_BS[..., None], axis=1)
 
         def keep_in_place(inner: Inner) -> Any:
             return keep(inner | {name: in_place(inner[name]) for name in STREAMS})

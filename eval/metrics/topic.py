@@ -22,11 +22,10 @@ from wane.train.data.vocabulary import SYMBOL
 
 
 class Told(NamedTuple):
-    """Of every sequence: its topic, 0 where none is told, whether one is, which of the STATES symbols it shows
-    to be the topic's, and what was said, which counts where a topic is told and an answer scored."""
+    """Of every sequence: its topic, 0 where none is told, which of the STATES symbols it shows to be the told
+    topic's, and what was said, which counts where a topic is told and an answer scored."""
 
     topic_B: Array
-    told_B: Array
     own_BX: Array
     said_BS: Array
     counted_BS: Array
@@ -39,18 +38,17 @@ def told(view: View) -> Told:
     rows_B1 = jnp.arange(len(topic_B))[:, None]
     own_BX = jnp.zeros((len(topic_B), STATES), bool)
     own_BX = own_BX.at[rows_B1, view.targets_BS - SYMBOL].max(marked_BS, mode="drop")
-    return Told(jnp.where(told_B, topic_B, 0), told_B, own_BX, said(view), view.scored_BS & told_B[:, None])
+    return Told(jnp.where(told_B, topic_B, 0), own_BX, said(view), view.scored_BS & told_B[:, None])
 
 
 def kept(whole: Kept) -> tuple[Array, Array]:
-    topic_N, told_N, own_NX, said_NS, counted_NS = whole.of
-    own_KX = jnp.zeros((TOPICS, STATES), bool).at[topic_N].max(own_NX & told_N[:, None])
+    topic_N, own_NX, said_NS, counted_NS = whole.of
+    own_KX = jnp.zeros((TOPICS, STATES), bool).at[topic_N].max(own_NX)
     symbol_NS = said_NS - SYMBOL  # what is said of logits that are no numbers is no symbol either
     among_NS = (symbol_NS >= 0) & (symbol_NS < STATES)
     inside_NS = jnp.take_along_axis(own_KX[topic_N], jnp.clip(symbol_NS, 0, STATES - 1), axis=1) & among_NS
-    return (inside_NS & counted_NS).sum(axis=1).astype(jnp.float32), counted_NS.sum(axis=1).astype(
-        jnp.float32
-    )
+    right_NS = inside_NS & counted_NS
+    return right_NS.sum(axis=1).astype(jnp.float32), counted_NS.sum(axis=1).astype(jnp.float32)
 
 
 def bounds(task: Task) -> tuple[float | None, float | None]:

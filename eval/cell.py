@@ -31,14 +31,14 @@ def sweep(
 
     tick(n) is called after n more points.
     """
-    programs, before = subject.engine(degrade, points), subject.initial
+    programs, initial = subject.engine(degrade, points), subject.initial
     rows, clock = [], {"fit_seconds": 0.0, "sweep_seconds": 0.0}
     of_draws: dict[tuple, list[tuple[dict, dict]]] = {}  # point -> of each draw its columns, and what it said
 
     def tell(draw: int, layer: int | None, head: int | None, level: Level, point: Point) -> None:
         about = about_of(degrade, subject, level, draw) | {"layer": layer, "head": head}
         common = point_columns(subject, degrade, about, point.cost, cell_id)
-        rows.extend(common | row for row in values(subject, point.measured, before))
+        rows.extend(common | row for row in values(subject, point.measured, initial))
         of_draws.setdefault((layer, head, level), []).append((common, said(subject, point.measured)))
         tick(1)
 

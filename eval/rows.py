@@ -31,15 +31,15 @@ from wane.train.data import EvalSet, Stream
 from wane.train.data.task import Task
 
 
-def values(subject: Subject, measured: Measured, before: np.ndarray) -> Iterator[dict]:
-    """The values of a point: one dict per metric, task and place; what compares draws is in `agreements`.  before:
+def values(subject: Subject, measured: Measured, initial: np.ndarray) -> Iterator[dict]:
+    """The values of a point: one dict per metric, task and place; what compares draws is in `agreements`.  initial:
     `subject.initial`.  No program runs here: on a CPU it and that of the next point would wait for each other."""
     sums, counts, tokens, others = (np.asarray(a, np.float64) for a in measured)
     shape, evaluation = subject.member.shape, subject.splits.evaluation
     N = len(evaluation.task_N)
     of_each = (of_tasks(a, evaluation) for a in (sums, counts))
     columns = zip(sums[:, :N], counts[:, :N], *of_each, strict=True)
-    per_token, statistics, initial = iter(tokens), iter(others), iter(before)
+    per_token, statistics, before = iter(tokens), iter(others), iter(initial)
     for metric in (METRICS[name] for name in subject.settings.metrics):
         if isinstance(metric, PerToken):
             value_NS = next(per_token)[:N]
@@ -53,9 +53,9 @@ def values(subject: Subject, measured: Measured, before: np.ndarray) -> Iterator
             if isinstance(metric, SequenceMetric):
                 yield from sequence_rows(metric, place, *next(columns), evaluation, shape)
                 continue
-            value, whole = next(statistics), next(initial) if metric.over_initial else 1.0
-            if whole:
-                yield value_row(metric, place, "all", value / whole, evaluation.scored_NS.size)
+            value, unit = next(statistics), next(before) if metric.over_initial else 1.0
+            if unit:
+                yield value_row(metric, place, "all", value / unit, evaluation.scored_NS.size)
 
 
 def said(subject: Subject, measured: Measured) -> dict[DrawMetric, np.ndarray]:

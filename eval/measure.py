@@ -52,7 +52,7 @@ class Batches(NamedTuple):
 class Measured(NamedTuple):
     """What the metrics of one degraded model give, all f32: of sequence metrics sums and counts [columns,
     sequences], a column per place; of those per token a value each [metrics, sequences, S], nan where it is not
-    counted; of statistics the values of all places, one after the other."""
+    counted; of statistics the values of all places, one after the other, as `defined` tells them."""
 
     sums: Array
     counts: Array
@@ -140,7 +140,10 @@ def measure(
     totals, (*out, kept) = lax.scan(one, zeros, items)
     gathered = dict(zip(summed, totals, strict=True)) | {None: None} | known
     weights = Weights(shape, params, degraded, edit)
-    values = [jnp.ravel(metric.values(gathered[metric.gather], weights)) for metric in of_kind[Statistic]]
+    values = []
+    for metric in of_kind[Statistic]:
+        sums = gathered[metric.gather]
+        values.append(defined(jnp.ravel(metric.values(sums, weights)), (sums, degraded)))
     *of_batches, tokens = (jnp.moveaxis(_in_a_row(a), 1, 0) for a in out)
     of_all = {keep: Kept(jax.tree.map(_in_a_row, of)) for keep, of in zip(keeps, kept, strict=True)}
     whole = {m: m.measure(of_all[m.keeps]) for m in of_kind[SequenceMetric] if m.keeps}
@@ -151,6 +154,13 @@ def measure(
         for i, a in enumerate(of_batches)
     ]
     return Measured(*columns, tokens, jnp.concatenate(values) if values else jnp.zeros(0))
+
+
+def defined(value: Array, of: Any) -> Array:
+    """A statistic's value: nan where it is not defined, infinite where it is no number because what it is of, a
+    pytree of arrays, is not finite."""
+    finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(of)]).all()
+    return jnp.where(jnp.isnan(value) & ~finite, jnp.inf, value)
 
 
 def zeros_of(f: Callable, *args: Any) -> Any:

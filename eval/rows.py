@@ -54,7 +54,7 @@ def values(subject: Subject, measured: Measured, initial: np.ndarray) -> Iterato
                 yield from sequence_rows(metric, place, *next(columns), evaluation, shape)
                 continue
             value, unit = next(statistics), next(before) if metric.over_initial else 1.0
-            if unit:
+            if unit and not np.isnan(value):  # it is not defined
                 yield value_row(metric, place, "all", value / unit, evaluation.scored_NS.size)
 
 

@@ -156,11 +156,12 @@ class DrawMetric(PerToken):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistic(Metric):
-    """values(sums, weights) -> f32 [P].  gather(view) -> sums over a batch, added up over all batches, f32; several
-    statistics of one `gather` share it.  None: from the weights alone, then sums is None.  of_trained: `gather`
-    reads the trained parameters and the tokens alone, so it is done once, not at every point.  over_initial: rows
-    hold the values over those of the parameters that training started from; it needs no `gather`, and where those
-    are 0 there is no row."""
+    """values(sums, weights) -> f32 [P]; nan is a value that is not defined, of which there is no row, unless
+    sums or degraded weights are not finite: then it has diverged.  gather(view) -> sums over a batch, added up over
+    all batches, f32; several statistics of one `gather` share it.  None: from the weights alone, then sums is None.
+    of_trained: `gather` reads the trained parameters and the tokens alone, so it is done once, not at every point.
+    over_initial: rows hold the values over those of the parameters that training started from; it needs no
+    `gather`, and where those are 0 there is no row."""
 
     values: Callable[[Sums, Weights], Array]
     gather: Callable[[View], Sums] | None = None

@@ -2,7 +2,8 @@
 alike its queries are, neighbours and any two.
 
 Maps of a few queries of every other sequence are read, in PAIRS of neighbours.  They are made again from queries
-and keys: what a forward pass hands over are the maps of all queries.
+and keys: what a forward pass hands over are the maps of all queries.  A removed head, whose output nothing reads,
+has queries and keys still; it is left out.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from wane.eval.metrics.contract import Place, Statistic, Sums, Weights, layers
+from wane.eval.metrics.deployment import heads_left
 from wane.eval.metrics.view import View
 from wane.scaling.attention import attention_map
 from wane.scaling.model import Inner
@@ -87,36 +89,39 @@ def of_layer(map_HBQC: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array) 
 
     divergence_P, cosine_P = lax.map(of_pair, np.triu_indices(len(map_HBQC), 1), batch_size=AT_ONCE)
     sums = {"entropy": total(entropy_HBQ, weight_B), "divergence": divergence_P, "cosine": cosine_P}
-    return sums | of_queries(map_HBQC, square_HBQ, q_HBQK, at_Q, weight_B)
+    return sums | of_queries(map_HBQC, entropy_HBQ, q_HBQK, at_Q, weight_B)
 
 
 def of_queries(
-    map_HBQC: Array, square_HBQ: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array
+    map_HBQC: Array, entropy_HBQ: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array
 ) -> dict[str, Array]:
-    """Sums [H] over sequences and pairs of queries of a head: of the cosines between their maps, over the keys that
-    both see, of neighbours and of all, and between the queries themselves."""
+    """Sums [H] over sequences and pairs of queries of a head: of Jensen-Shannon divergences and cosines between
+    their maps, over the keys that both see, of neighbours and of all, and of cosines between the queries.
+
+    The later query's map is that over the keys that the earlier one sees, so that it sums to 1 there: no key counts
+    as a difference because it came later.  Where it leaves nothing for them, divergence is ln 2 and cosine 0.
+    """
     early_R, late_R = query_pairs(at_Q)
-    cosine_HBR = shared_cosine(map_HBQC, square_HBQ, at_Q)
+    both_see = np.arange(map_HBQC.shape[-1]) <= at_Q[early_R, None]
+    before, after = map_HBQC[:, :, early_R], jnp.where(both_see, map_HBQC[:, :, late_R], 0)
+    left_HBR1 = jnp.sum(after, axis=-1, keepdims=True)
+    after = after / jnp.where(left_HBR1 > 0, left_HBR1, 1)
+    divergence_HBR = entropy((before + after) / 2) - (entropy_HBQ[:, :, early_R] + entropy(after)) / 2
+    divergence_HBR = jnp.where(left_HBR1[..., 0] > 0, divergence_HBR, np.log(2))
+    pairs = (before, after), (before, before), (after, after)
+    cosine_HBR = cosine(*(jnp.sum(a * b, axis=-1) for a, b in pairs))
     q = q_HBQK.astype(jnp.float32)
     size_HBQ = jnp.sum(q**2, axis=-1)
     dot_HBR = jnp.sum(q[:, :, early_R] * q[:, :, late_R], axis=-1)
     vectors_HBR = cosine(dot_HBR, size_HBQ[:, :, early_R], size_HBQ[:, :, late_R])
     next_R = at_Q[late_R] == at_Q[early_R] + 1
     return {
-        "next": total(cosine_HBR[..., next_R], weight_B),
-        "maps": total(cosine_HBR, weight_B),
+        "next_divergence": total(divergence_HBR[..., next_R], weight_B),
+        "pair_divergence": total(divergence_HBR, weight_B),
+        "next_cosine": total(cosine_HBR[..., next_R], weight_B),
+        "pair_cosine": total(cosine_HBR, weight_B),
         "vectors": total(vectors_HBR, weight_B),
     }
-
-
-def shared_cosine(map_HBQC: Array, square_HBQ: Array, at_Q: np.ndarray) -> Array:
-    """Between the maps of two queries over the keys that both see, of `query_pairs` [H, B, R]."""
-    early_R, late_R = query_pairs(at_Q)
-    both_see = np.arange(map_HBQC.shape[-1]) <= at_Q[early_R, None]
-    before, after = map_HBQC[:, :, early_R], jnp.where(both_see, map_HBQC[:, :, late_R], 0)
-    largest = jnp.max(after, axis=-1, keepdims=True)  # of a query that sees itself only, squares would be 0
-    after = after / jnp.where(largest > 0, largest, 1)
-    return cosine(jnp.sum(before * after, axis=-1), square_HBQ[:, :, early_R], jnp.sum(after**2, axis=-1))
 
 
 def some_maps(inner: Inner) -> tuple[Array, Array]:
@@ -146,57 +151,48 @@ def symmetric(pairs_P: Array, H: int, diagonal: float) -> Array:
     return upper + upper.T + diagonal * jnp.eye(H)
 
 
-def vendi_score(similarity_HH: Array) -> Array:
-    """exp of the entropy of the eigenvalues of similarity / H, whose diagonal is 1: H where nothing is alike, 1
-    where all is the same (Friedman & Dieng 2023, arXiv 2210.02410, definition 3.1)."""
-    share_H = jnp.linalg.eigvalsh(similarity_HH / len(similarity_HH))
-    return jnp.exp(entropy(jnp.maximum(share_H, 0)))
+def vendi_score(similarity_HH: Array, left_H: Array) -> Array:
+    """exp of the entropy of the eigenvalues of similarity / H of the H that are left, whose diagonal is 1: H where
+    nothing is alike, 1 where all is the same (Friedman & Dieng 2023, arXiv 2210.02410, definition 3.1); nan where
+    none is left."""
+    count = left_H.sum()
+    # a removed one has an eigenvalue of 0
+    similarity_HH = jnp.where(left_H[:, None] & left_H, similarity_HH, 0)
+    share_H = jnp.linalg.eigvalsh(similarity_HH / jnp.maximum(count, 1))
+    return jnp.where(count > 0, jnp.exp(entropy(jnp.maximum(share_H, 0))), jnp.nan)
 
 
-def divergence_of_pairs(sums: Sums, weights: Weights) -> Array:
-    return sums["divergence"] / sums["n"]
+def pairs_left(weights: Weights) -> Array:
+    """bool [L, P]: both heads of a pair g < h are left."""
+    left_LH = heads_left(weights)
+    g_P, h_P = np.triu_indices(weights.shape.n_heads, 1)
+    return left_LH[:, g_P] & left_LH[:, h_P]
 
 
-def cosine_of_pairs(sums: Sums, weights: Weights) -> Array:
-    return sums["cosine"] / sums["n"]
+def of_heads(name: str, count: str) -> Callable[[Sums, Weights], Array]:
+    """Mean of a sum [L, H]; nan where the head is removed."""
+    return lambda sums, weights: jnp.where(heads_left(weights), sums[name] / sums[count], jnp.nan)
 
 
-def mean_divergence(sums: Sums, weights: Weights) -> Array:
-    return _mean(divergence_of_pairs(sums, weights))
+def of_pairs(name: str) -> Callable[[Sums, Weights], Array]:
+    """Mean of a sum [L, P]; nan where a head of the pair is removed."""
+    return lambda sums, weights: jnp.where(pairs_left(weights), sums[name] / sums["n"], jnp.nan)
 
 
-def mean_cosine(sums: Sums, weights: Weights) -> Array:
-    return _mean(cosine_of_pairs(sums, weights))
+def over_layer(values: Callable[[Sums, Weights], Array]) -> Callable[[Sums, Weights], Array]:
+    """Mean over the heads or pairs of a layer that are left, [L]; nan where none is; [0] of one head's pairs."""
 
+    def mean(sums: Sums, weights: Weights) -> Array:
+        each = values(sums, weights)
+        return jnp.nanmean(each, axis=1) if each.size else each.ravel()
 
-def _mean(pairs_LP: Array) -> Array:
-    """[L], [0] where there are no pairs."""
-    return pairs_LP.mean(axis=1) if pairs_LP.size else pairs_LP.ravel()
-
-
-def head_entropy(sums: Sums, weights: Weights) -> Array:
-    return sums["entropy"] / sums["n"]
-
-
-def layer_entropy(sums: Sums, weights: Weights) -> Array:
-    return head_entropy(sums, weights).mean(axis=1)
-
-
-def query_cosine(sums: Sums, weights: Weights) -> Array:
-    return sums["next"] / sums["next_pairs"]
-
-
-def query_pair_cosine(sums: Sums, weights: Weights) -> Array:
-    return sums["maps"] / sums["pairs"]
-
-
-def query_vector_cosine(sums: Sums, weights: Weights) -> Array:
-    return sums["vectors"] / sums["pairs"]
+    return mean
 
 
 def effective_heads(sums: Sums, weights: Weights) -> Array:
     H = weights.shape.n_heads
-    return jax.vmap(lambda pairs_P: vendi_score(symmetric(pairs_P, H, 1.0)))(cosine_of_pairs(sums, weights))
+    similarity_LHH = jax.vmap(lambda pairs_P: symmetric(pairs_P, H, 1.0))(sums["cosine"] / sums["n"])
+    return jax.vmap(vendi_score)(similarity_LHH, heads_left(weights))
 
 
 def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning: str) -> Statistic:
@@ -209,25 +205,27 @@ def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning
         meaning=meaning,
         gather=maps,
         inside=some_maps,
-        version=2,
+        version=3,
     )
 
 
+_SHARED = "over the keys that both see, where each sums to 1"
+
 METRICS = (
     _statistic(
-        "head_divergence", "nats", mean_divergence, layers_of_heads,
+        "head_divergence", "nats", over_layer(of_pairs("divergence")), layers_of_heads,
         "Jensen-Shannon divergence between the attention maps of two heads of a layer, mean over pairs and queries",
     ),
     _statistic(
-        "head_pair_divergence", "nats", divergence_of_pairs, head_pairs,
+        "head_pair_divergence", "nats", of_pairs("divergence"), head_pairs,
         "Jensen-Shannon divergence between the attention maps of two heads of a layer, mean over queries",
     ),
     _statistic(
-        "head_cosine", "", mean_cosine, layers_of_heads,
+        "head_cosine", "", over_layer(of_pairs("cosine")), layers_of_heads,
         "cosine between the attention maps of two heads of a layer, mean over pairs and queries",
     ),
     _statistic(
-        "head_pair_cosine", "", cosine_of_pairs, head_pairs,
+        "head_pair_cosine", "", of_pairs("cosine"), head_pairs,
         "cosine between the attention maps of two heads of a layer, mean over queries",
     ),
     _statistic(
@@ -236,23 +234,32 @@ METRICS = (
         "their maps, divided by their number",
     ),
     _statistic(
-        "attention_entropy", "nats", layer_entropy, layers,
+        "attention_entropy", "nats", over_layer(of_heads("entropy", "n")), layers,
         "entropy of the attention of a query, mean over queries and the heads of a layer",
     ),
     _statistic(
-        "head_entropy", "nats", head_entropy, heads,
+        "head_entropy", "nats", of_heads("entropy", "n"), heads,
         "entropy of the attention of a query, mean over queries",
     ),
     _statistic(
-        "query_cosine", "", query_cosine, heads,
+        "query_divergence", "nats", of_heads("next_divergence", "next_pairs"), heads,
+        f"Jensen-Shannon divergence between the attention of a query and of the next one, {_SHARED}",
+    ),
+    _statistic(
+        "query_pair_divergence", "nats", of_heads("pair_divergence", "pairs"), heads,
+        f"Jensen-Shannon divergence between the attention of two queries, {_SHARED}, mean over all pairs of a "
+        "sequence",
+    ),
+    _statistic(
+        "query_cosine", "", of_heads("next_cosine", "next_pairs"), heads,
         "cosine between the attention of a query and of the next one, over the keys that both see",
     ),
     _statistic(
-        "query_pair_cosine", "", query_pair_cosine, heads,
+        "query_pair_cosine", "", of_heads("pair_cosine", "pairs"), heads,
         "cosine between the attention of two queries, over keys that both see, mean over all pairs of a sequence",
     ),
     _statistic(
-        "query_vector_cosine", "", query_vector_cosine, heads,
+        "query_vector_cosine", "", of_heads("vectors", "pairs"), heads,
         "cosine between two queries, as keys are multiplied with them, mean over all pairs of a sequence",
     ),
 )  # fmt: skip

@@ -30,11 +30,18 @@ class Left(NamedTuple):
     dimensions: Array
 
 
+def heads_left(weights: Weights) -> Array:
+    """bool [L, H]: the heads that some row of `o` still reads."""
+    shape = weights.shape
+    o_LIO = fold(weights.trained, weights.edit, shape)["o"]
+    return jnp.any(o_LIO.reshape(shape.n_layers, shape.n_heads, -1) != 0, axis=-1)
+
+
 def left(weights: Weights) -> Left:
     shape, edit = weights.shape, weights.edit
     after = fold(weights.trained, edit, shape)
     L, H, G = shape.n_layers, shape.n_heads, shape.kv_heads
-    head_LH = jnp.any(after["o"].reshape(L, H, -1) != 0, axis=-1)
+    head_LH = heads_left(weights)
     group_LG = jnp.any(head_LH.reshape(L, G, H // G), axis=-1)
     neuron_LF = jnp.any(after["down"] != 0, axis=-1).reshape(L, -1)
     expert_LE = jnp.any(neuron_LF.reshape(L, shape.n_experts or 1, -1), axis=-1)

@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from wane.eval.cell import about_of, lost_rows, point_columns
 from wane.eval.degrade import Degrade
-from wane.eval.measure import Batches, zeros_of
+from wane.eval.measure import Batches, defined, zeros_of
 from wane.eval.metrics.cka import kernel
 from wane.eval.metrics.contract import Metric
 from wane.eval.metrics.moments import chosen, few, moments, products, spaced
@@ -44,6 +44,7 @@ PARTS = ("both degraded", "one degraded")
 METRICS = (
     Metric(
         name="seed_cka",
+        version=2,
         unit="",
         meaning="linear CKA of the residual stream with that of another seed's member, in a 16th of all tokens",
         better="neither",
@@ -51,8 +52,10 @@ METRICS = (
     ),
     Metric(
         name="seed_cka_unbiased",
+        version=2,
         unit="",
-        meaning="unbiased linear CKA of the residual stream with that of another seed's member, in minibatches",
+        meaning="unbiased linear CKA of the residual stream with that of another seed's member, in minibatches of"
+        " 64 tokens of one batch each",
         better="neither",
         places=levels,
     ),
@@ -86,7 +89,8 @@ def trained_streams(shape: Shape, precision: str) -> Program:
 
 @functools.lru_cache(maxsize=32)
 def comparing(shape: Shape, precision: str) -> Program:
-    """(params, edit, other params, other edit, other's trained Streams, batches) -> f32 [PARTS, METRICS, L + 1]."""
+    """(params, edit, other params, other edit, other's trained Streams, batches) -> f32 [PARTS, METRICS, L + 1],
+    as `defined` tells them."""
 
     def program(params, edit, other, other_edit, trained, batches):
         def of_batch(item: tuple[Batches, Streams]) -> tuple:
@@ -99,8 +103,8 @@ def comparing(shape: Shape, precision: str) -> Program:
 
         items = batches, trained
         totals, _ = lax.scan(add, zeros_of(of_batch, jax.tree.map(lambda a: a[0], items)), items)
-        told = [[stream_cka(moments, None), unbiased_stream_cka(hsic, None)] for moments, hsic in totals]
-        return jnp.array(told)
+        each = [((stream_cka, moments), (unbiased_stream_cka, hsic)) for moments, hsic in totals]
+        return jnp.array([[defined(of(sums, None), sums) for of, sums in both] for both in each])
 
     return Program(program, precision, computes=f"comparing pairs of {shape}")
 
@@ -149,12 +153,13 @@ def edits(subject: Subject, degrade: Degrade, draw: int) -> Iterator[tuple[Edit,
 
 
 def values(told: np.ndarray, subject: Subject) -> Iterator[dict]:
-    """told [PARTS, METRICS, L + 1]."""
+    """told [PARTS, METRICS, L + 1]; of what is not defined there is no row."""
     count = subject.splits.evaluation.scored_NS.size
     for part, of_part in zip(PARTS, told, strict=True):
         for metric, value_L in zip(METRICS, of_part, strict=True):
             for place, value in zip(metric.places(subject.member.shape), value_L, strict=True):
-                yield value_row(metric, place._replace(part=part), "all", value, count)
+                if not np.isnan(value):
+                    yield value_row(metric, place._replace(part=part), "all", value, count)
 
 
 def diverged_rows(

@@ -149,9 +149,8 @@ def test_through_a_sweep():
     for l in range(GRADED.n_layers):
         pairs = {"attention": (start[l], mid[l]), "mlp": (mid[l], end[l]), "block": (start[l], end[l])}
         for part in PARTS:
-            read = (
-                x[:, few(GRADED.context, 4)].reshape(-1, GRADED.d_model) for x in pairs[part]
-            )  # batches of 4
+            at_Bn = few(GRADED.context, 4)  # batches of 4
+            read = (np.concatenate([x_SD[at_Bn[n % 4]] for n, x_SD in enumerate(x)]) for x in pairs[part])
             tokens = list(zip(*read, strict=True))
             for name, of in zip(mine, (cosine, lambda v, w: across(v, w)[0]), strict=True):
                 found = value(rows, name, severity=0.5, axis="layer", at=float(l), part=part)

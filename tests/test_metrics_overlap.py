@@ -177,10 +177,15 @@ def states(subject, degrade, severity):
     return *(np.asarray(a, np.float64) for a in levels), np.asarray(outs[0].inner["down_in"], np.float64)
 
 
-def spaced(x):
-    """Tokens that sums are over: positions 31 and 15 of each sequence."""
+def read(sequence, run, length):
+    """The position of a run that is read; sequence: its place in the batch."""
+    return run * length + 10007 * (sequence + run) % length
+
+
+def spaced(x_NSD):
+    """Tokens that sums are over: one of 16 of each sequence, in batches of 4."""
     assert EVERY == 16
-    return x[..., 15::16, :].reshape(*x.shape[:-3], -1, x.shape[-1])
+    return np.array([x_NSD[n, read(n % 4, run, 16)] for n in range(len(x_NSD)) for run in range(2)])
 
 
 def batches(x):
@@ -189,9 +194,12 @@ def batches(x):
 
 
 def minibatches(x):
-    """Every other position: 64 tokens of a whole batch."""
+    """One position of two: 64 tokens of a whole batch."""
     assert MINIBATCH == 64
-    return [batch[:, 1::2].reshape(-1, x.shape[-1]) for batch in batches(x)]
+    return [
+        np.array([batch[n, read(n, run, 2)] for n in range(len(batch)) for run in range(16)])
+        for batch in batches(x)
+    ]
 
 
 def level_cosines(x_NSD, y_NSD):
@@ -315,12 +323,13 @@ def test_neurons_of_an_expert_are_compared_over_the_tokens_that_it_serves():
     for l in range(3):
         of_layer = {name: [] for name in expected}
         for e in range(3):
-            tokens = [h[l, b, s, e] for b in range(4) for s in (15, 31) if route[l, b, s, e] > 0]
+            places = [(b, read(b, run, 16)) for b in range(4) for run in range(2)]
+            tokens = [h[l, b, s, e] for b, s in places if route[l, b, s, e] > 0]
             if not tokens:
-                of_layer["dimensions"].append(0)
                 continue
             a = np.array(tokens)
-            of_layer["dimensions"].append(ratio(a) if len(a) > 1 else 0)
+            if len(a) > 1:
+                of_layer["dimensions"].append(ratio(a))
             unit = a / np.linalg.norm(a, axis=0)
             cosines = (unit.T @ unit)[np.triu_indices(10, 1)]
             of_layer["cosine"].append(cosines.mean())

@@ -71,6 +71,12 @@ def _levels(built):
     return levels
 
 
+def read(x_NSD, at_Bn):
+    """Tokens [n, D] of every batch."""
+    batches = np.split(x_NSD, range(len(at_Bn), len(x_NSD), len(at_Bn)))
+    return [np.concatenate([x_SD[at_n] for x_SD, at_n in zip(x, at_Bn, strict=False)]) for x in batches]
+
+
 @pytest.mark.parametrize("method", ["random_weights", "slicegpt"])
 def test_every_level_agrees_with_a_slow_comparison(method):
     degrade = Degrade(method=method, severities=(0.5,), draws=2 if method == "random_weights" else 1)
@@ -85,9 +91,8 @@ def test_every_level_agrees_with_a_slow_comparison(method):
             for part, at in others.items():
                 theirs = levels_of(second, degrade, draw, at)
                 for l in range(3):
-                    x, y = (a[l][:, spaced(S, B)].reshape(-1, 16) for a in (mine, theirs))
-                    x_few, y_few = ([a[l][:4][:, few(S, B)], a[l][4:][:, few(S, B)]] for a in (mine, theirs))
-                    flat = [[b.reshape(-1, 16) for b in batches] for batches in (x_few, y_few)]
+                    x, y = (np.concatenate(read(a[l], spaced(S, B))) for a in (mine, theirs))
+                    flat = [read(a[l], few(S, B)) for a in (mine, theirs)]
                     about = draw, severity
                     value = found[*about, "seed_cka", part, l]
                     assert value == pytest.approx(slow_cka(x, y), rel=2e-3)

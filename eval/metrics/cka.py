@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+CONSTANT = 1e-10  # of the squared mean: of centred examples a variance below it is rounding in f32
+
 
 def cka(x_ND: Array, y_NE: Array) -> Array:
     """Linear CKA of N examples, in [0, 1]: 1 for the same up to rotation and scale.  With few examples it is too
@@ -15,7 +17,7 @@ def cka(x_ND: Array, y_NE: Array) -> Array:
 
 def alignment(xx_DD: Array, yy_EE: Array, xy_DE: Array) -> Array:
     """Linear CKA from covariances: |xy|^2 / (|xx| |yy|) (Kornblith et al., eq. 5); nan where one is 0."""
-    return jnp.sum(xy_DE**2) / jnp.sqrt(jnp.sum(xx_DD**2) * jnp.sum(yy_EE**2))
+    return jnp.sum(xy_DE**2) / (jnp.sqrt(jnp.sum(xx_DD**2)) * jnp.sqrt(jnp.sum(yy_EE**2)))
 
 
 def unbiased_cka(x_MND: Array, y_MNE: Array) -> Array:
@@ -28,16 +30,27 @@ def unbiased_cka(x_MND: Array, y_MNE: Array) -> Array:
         return tuple(hsic(*kernels, n_N.sum()) for kernels in ((k_NN, k_NN), (m_NN, m_NN), (k_NN, m_NN)))
 
     xx, yy, xy = (sums_M.sum() for sums_M in lax.map(one, (x_MND, y_MNE)))
-    return xy / jnp.sqrt(xx * yy)
+    return unbiased_alignment(xx, yy, xy)
+
+
+def unbiased_alignment(xx: Array, yy: Array, xy: Array) -> Array:
+    """CKA from sums of `hsic`; nan where that of either with itself is not above 0: nothing varies, or so little
+    that the estimate came out below."""
+    known = (xx > 0) & (yy > 0)
+    norm = jnp.sqrt(jnp.where(known, xx, 1)) * jnp.sqrt(jnp.where(known, yy, 1))
+    return jnp.where(known, xy / norm, jnp.nan)
 
 
 def kernel(x_ND: Array, weight_N: Array) -> Array:
     """The linear kernel [N, N] that `hsic` reads: its diagonal, and examples of weight 0, are 0.
 
-    Centred, though the unbiased HSIC does not depend on it: a large mean would cost the digits of f32.
+    Centred, though the unbiased HSIC does not depend on it: a large mean would cost the digits of f32.  What is
+    left of examples that are all the same is rounding, and counts as 0.
     """
-    x_ND = x_ND - weight_N @ x_ND / jnp.maximum(weight_N.sum(), 1)
-    x_ND = x_ND * weight_N[:, None]
+    mean_D = weight_N @ x_ND / jnp.maximum(weight_N.sum(), 1)
+    x_ND = (x_ND - mean_D) * weight_N[:, None]
+    constant = jnp.sum(x_ND**2) <= CONSTANT * weight_N.sum() * jnp.sum(mean_D**2)
+    x_ND = jnp.where(constant, 0, x_ND)
     return jnp.where(jnp.eye(len(x_ND), dtype=bool), 0, x_ND @ x_ND.T)
 
 

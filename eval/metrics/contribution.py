@@ -38,12 +38,15 @@ def mean(field: str) -> Callable[[Sums, Weights], Array]:
     return lambda sums, weights: sums[field] / sums["n"]
 
 
-_STATES = "the degraded model's residual stream before and behind a sublayer; block: before and behind both"
+_STATES = (
+    "the degraded model's residual stream before and behind a sublayer; block: before and behind both; 64 tokens of"
+    " each batch"
+)
 
 METRICS = (
     Statistic(
         name="contribution_cosine",
-        version=2,
+        version=3,
         unit="",
         meaning="cosine between " + _STATES,
         better="neither",
@@ -54,7 +57,7 @@ METRICS = (
     ),
     Statistic(
         name="contribution_orthogonal",
-        version=2,
+        version=3,
         unit="",
         meaning="length of what is added across the stream over the stream's length, from " + _STATES,
         better="neither",

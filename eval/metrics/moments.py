@@ -1,6 +1,12 @@
-"""Sums over some tokens of a batch, from which covariances are made."""
+"""Sums over some tokens of a batch, from which covariances are made.
+
+Read is one token of each run of neighbours.  Which one moves on by a prime number from run to run and from sequence
+to sequence: items of a task are all of one length, and positions at one distance would see each item at one place.
+All members and severities are read at the same tokens.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,25 +16,35 @@ from wane.eval.metrics.contract import Sums
 from wane.eval.metrics.view import View
 
 Positions = Callable[[int, int], np.ndarray]
-EVERY = 16  # positions: of every sequence the last one, the 16th before it, ..
+EVERY = 16  # tokens of a run, where sums are over a 16th of all tokens
+PRIME = 10007  # above every context, so that it falls in step with no run; 7 modulo 16, 23 modulo 128
+CONSTANT = (
+    1e-4  # of the mean square: a variance below it is rounding, in f32 up to 4e-5 for 2048 tokens of a batch
+)
 MINIBATCH = 64  # tokens: what costs their square must not grow with the batch
 
 
+def one_of_each(S: int, B: int, runs: int) -> np.ndarray:
+    """Positions [B, runs] of S: one in each of so many runs of about one length."""
+    end_n = np.arange(runs + 1) * S // runs
+    turn_Bn = np.arange(B)[:, None] + np.arange(runs)
+    return end_n[:-1] + PRIME * turn_Bn % np.diff(end_n)
+
+
 def spaced(S: int, B: int) -> np.ndarray:
-    """The positions of each sequence that sums are over: a 16th of all."""
-    return np.arange(S - 1, -1, -EVERY)
+    """The positions [B, n] that sums are over: a 16th of all."""
+    return one_of_each(S, B, -(-S // EVERY))
 
 
 def few(S: int, B: int) -> np.ndarray:
-    """The positions of each of B sequences that make a minibatch: evenly spread, the last included."""
-    count = min(S, max(1, MINIBATCH // B))
-    return S - 1 - np.arange(count) * S // count
+    """The positions [B, n] of a minibatch: one of every sequence where there are many."""
+    return one_of_each(S, B, min(S, max(1, MINIBATCH // B)))
 
 
 def chosen(x: Array, positions: Positions) -> Array:
     """Tokens [.., N, D] in f32 of [.., B, S, D]."""
     *lead, B, S, D = x.shape
-    return x[..., positions(S, B), :].astype(jnp.float32).reshape(*lead, -1, D)
+    return x[..., np.arange(B)[:, None], positions(S, B), :].astype(jnp.float32).reshape(*lead, -1, D)
 
 
 def weight(view: View, positions: Positions) -> Array:
@@ -47,15 +63,31 @@ def moments(x: Array, weight: Array) -> Sums:
     return {"n": weight.sum(axis=-1), "sum": total, "products": products(x, x, weight)}
 
 
-def covariance(products: Array, x: Array, y: Array, n: Array) -> Array:
-    """[.., D, E] from the sum of products, the sums of both and their number; 0 of no tokens."""
-    n = jnp.maximum(jnp.asarray(n), 1)[..., None]
-    return products / n[..., None] - (x / n)[..., :, None] * (y / n)[..., None, :]
+class Centre(NamedTuple):
+    """mean [.., D]; varies: bool [.., D], whether a dimension does so by more than rounding."""
+
+    mean: Array
+    varies: Array
+
+
+def centre(sums: Sums) -> Centre:
+    """Of `moments`."""
+    n = jnp.maximum(sums["n"], 1)[..., None]
+    mean, square = sums["sum"] / n, jnp.diagonal(sums["products"], axis1=-2, axis2=-1) / n
+    return Centre(mean, ~(square - mean**2 <= CONSTANT * square))  # what is not a number stays so
+
+
+def covariance(products: Array, x: Centre, y: Centre, n: Array) -> Array:
+    """[.., D, E] from the sum of products and the number of tokens; 0 of no tokens and where one is constant."""
+    n = jnp.maximum(jnp.asarray(n), 1)[..., None, None]
+    cov = products / n - x.mean[..., :, None] * y.mean[..., None, :]
+    return jnp.where(x.varies[..., :, None] & y.varies[..., None, :], cov, 0)
 
 
 def own_covariance(sums: Sums) -> Array:
     """[.., D, D] of `moments`."""
-    return covariance(sums["products"], sums["sum"], sums["sum"], sums["n"])
+    of = centre(sums)
+    return covariance(sums["products"], of, of, sums["n"])
 
 
 def participation_ratio(cov_DD: Array) -> Array:

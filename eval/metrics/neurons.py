@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from wane.eval.metrics.contract import Statistic, Sums, Weights, layers
@@ -15,7 +16,8 @@ from wane.scaling.model import Inner
 def some_hidden(inner: Inner) -> Inner:
     """Hidden units, and how experts share tokens, at `spaced` positions."""
     B, S = inner["down_in"].shape[:2]
-    return {name: inner[name][:, spaced(S, B)] for name in ("down_in", "route") if name in inner}
+    at = np.arange(B)[:, None], spaced(S, B)
+    return {name: inner[name][at] for name in ("down_in", "route") if name in inner}
 
 
 def neuron_moments(view: View) -> Sums:
@@ -40,12 +42,13 @@ def mean_cosine(products_FF: Array, of: Callable[[Array], Array] = jnp.asarray) 
 
 
 def over_experts(value: Array) -> Array:
-    """[L] of [L] or [L, E]: the mean over experts that have a value."""
+    """[L] of [L] or [L, E]: the mean over experts that have a value; nan where none has."""
     return jnp.nanmean(value.reshape(len(value), -1), axis=1)
 
 
 def neuron_dimensions(sums: Sums, weights: Weights) -> Array:
-    return over_experts(participation_ratio(own_covariance(sums)))
+    ratio = participation_ratio(own_covariance(sums))
+    return over_experts(jnp.where(sums["n"] > 1, ratio, jnp.nan))  # one token has no variance
 
 
 def neuron_cosine(sums: Sums, weights: Weights) -> Array:
@@ -56,13 +59,16 @@ def neuron_overlap(sums: Sums, weights: Weights) -> Array:
     return over_experts(mean_cosine(sums["products"], jnp.abs))
 
 
-_EXPERTS = "; of an expert over the tokens that are routed to it, mean over experts"
+_SAMPLED = (
+    ", in a 16th of all tokens; of an expert over those that are routed to it, mean over experts in use"
+)
 
 METRICS = (
     Statistic(
         name="neuron_dimensions",
+        version=2,
         unit="dimensions",
-        meaning="participation ratio of the covariance of an MLP's hidden units" + _EXPERTS,
+        meaning="participation ratio of the covariance of an MLP's hidden units" + _SAMPLED,
         better="neither",
         places=layers,
         gather=neuron_moments,
@@ -71,9 +77,10 @@ METRICS = (
     ),
     Statistic(
         name="neuron_cosine",
+        version=2,
         unit="",
         meaning="cosine between the activations of two neurons over tokens, mean over pairs of neurons that "
-        "are not dead" + _EXPERTS,
+        "are not dead" + _SAMPLED,
         better="neither",
         places=layers,
         gather=neuron_moments,
@@ -82,9 +89,10 @@ METRICS = (
     ),
     Statistic(
         name="neuron_overlap",
+        version=2,
         unit="",
         meaning="absolute cosine between the activations of two neurons over tokens, mean over pairs of neurons "
-        "that are not dead" + _EXPERTS,
+        "that are not dead" + _SAMPLED,
         better="neither",
         places=layers,
         gather=neuron_moments,

@@ -2,8 +2,9 @@
 and how much of the undegraded model's residual stream is left.
 
 A level l is the residual stream that enters block l; level L that behind the last block.  Covariances are summed
-over a 16th of all tokens.  The unbiased CKA takes one minibatch from each batch of the evaluation, whose
-sequences are mostly of one task: it compares tokens inside of tasks.
+over a 16th of all tokens.  The unbiased CKA takes one minibatch of 64 tokens from each batch of the evaluation,
+whose sequences are mostly of one task: it compares tokens inside of tasks.  A CKA of what does not vary is not
+defined.
 """
 
 import jax
@@ -12,10 +13,11 @@ import numpy as np
 from jax import Array
 
 from wane.eval.metrics import neurons
-from wane.eval.metrics.cka import alignment, hsic_each, hsic_pairs, kernel
+from wane.eval.metrics.cka import alignment, hsic_each, hsic_pairs, kernel, unbiased_alignment
 from wane.eval.metrics.contract import Place, Statistic, Sums, Weights
 from wane.eval.metrics.moments import (
     Positions,
+    centre,
     chosen,
     covariance,
     few,
@@ -147,20 +149,21 @@ def residual_dimensions(sums: Sums, weights: Weights) -> Array:
 
 
 def neighbour_cka(sums: Sums, weights: Weights) -> Array:
-    cov = own_covariance(sums)
-    cross = covariance(sums["next"], sums["sum"][:-1], sums["sum"][1:], sums["n"])
+    cov, of = own_covariance(sums), centre(sums)
+    before, behind = jax.tree.map(lambda a: a[:-1], of), jax.tree.map(lambda a: a[1:], of)
+    cross = covariance(sums["next"], before, behind, sums["n"])
     return jax.vmap(alignment)(cov[:-1], cov[1:], cross)
 
 
 def stream_cka(sums: Sums, weights: Weights) -> Array:
     x, y, cross = sums
-    cross = covariance(cross, x["sum"], y["sum"], x["n"])
+    cross = covariance(cross, centre(x), centre(y), x["n"])
     return jax.vmap(alignment)(own_covariance(x), own_covariance(y), cross)
 
 
 def unbiased_layer_cka(sums: Sums, weights: Weights) -> Array:
     own_L = jnp.diagonal(sums)
-    cka_LL = sums / jnp.sqrt(own_L[:, None] * own_L)
+    cka_LL = unbiased_alignment(own_L[:, None], own_L, sums)
     return cka_LL[np.triu_indices(len(own_L), 1)]
 
 
@@ -170,8 +173,7 @@ def level_cosine(sums: Sums, weights: Weights) -> Array:
 
 
 def unbiased_stream_cka(sums: Sums, weights: Weights) -> Array:
-    xx_L, yy_L, xy_L = sums
-    return xy_L / jnp.sqrt(xx_L * yy_L)
+    return unbiased_alignment(*sums)
 
 
 def token_cosine(sums: Sums, weights: Weights) -> Array:
@@ -179,13 +181,16 @@ def token_cosine(sums: Sums, weights: Weights) -> Array:
     return jnp.stack([(jnp.sum(sums["raw"] ** 2) - n) / (n * (n - 1)), sums["centred"] / sums["pairs"]])
 
 
+_SAMPLED = ", in a 16th of all tokens"
+_MINIBATCH = ", in minibatches of 64 tokens of one batch each"
+
 METRICS = (
     *neurons.METRICS,
     Statistic(
         name="layer_cka",
-        version=2,
+        version=3,
         unit="",
-        meaning="unbiased linear CKA of the residual stream between two levels, in minibatches of one batch each",
+        meaning="unbiased linear CKA of the residual stream between two levels" + _MINIBATCH,
         better="neither",
         places=level_pairs,
         gather=layer_hsic,
@@ -194,10 +199,10 @@ METRICS = (
     ),
     Statistic(
         name="level_cosine",
-        version=2,
+        version=3,
         unit="",
         meaning="mean cosine between the residual streams of a token at two levels; centred: without each level's"
-        " mean over the minibatch",
+        " mean over the minibatch" + _MINIBATCH,
         better="neither",
         places=raw_and_centred_pairs,
         gather=level_directions,
@@ -206,8 +211,9 @@ METRICS = (
     ),
     Statistic(
         name="neighbour_cka",
+        version=2,
         unit="",
-        meaning="linear CKA of the residual stream before and behind a block",
+        meaning="linear CKA of the residual stream before and behind a block" + _SAMPLED,
         better="neither",
         places=neighbours,
         gather=residual_moments,
@@ -216,8 +222,9 @@ METRICS = (
     ),
     Statistic(
         name="stream_cka",
+        version=2,
         unit="",
-        meaning="linear CKA of the residual stream with that of the undegraded model",
+        meaning="linear CKA of the residual stream with that of the undegraded model" + _SAMPLED,
         better="higher",
         places=levels,
         gather=stream_moments,
@@ -228,9 +235,9 @@ METRICS = (
     ),
     Statistic(
         name="stream_cka_unbiased",
-        version=2,
+        version=3,
         unit="",
-        meaning="unbiased linear CKA of the residual stream with that of the undegraded model, in minibatches",
+        meaning="unbiased linear CKA of the residual stream with that of the undegraded model" + _MINIBATCH,
         better="higher",
         places=levels,
         gather=stream_hsic,
@@ -241,8 +248,9 @@ METRICS = (
     ),
     Statistic(
         name="residual_dimensions",
+        version=2,
         unit="dimensions",
-        meaning="participation ratio of the covariance of the residual stream",
+        meaning="participation ratio of the covariance of the residual stream" + _SAMPLED,
         better="neither",
         places=levels,
         gather=residual_moments,

@@ -18,9 +18,7 @@ from wane.eval.metrics.view import View
 Positions = Callable[[int, int], np.ndarray]
 EVERY = 16  # tokens of a run, where sums are over a 16th of all tokens
 PRIME = 10007  # above every context, so that it falls in step with no run; 7 modulo 16, 23 modulo 128
-CONSTANT = (
-    1e-4  # of the mean square: a variance below it may be rounding of f32, 4e-5 for 2048 tokens of a batch
-)
+CONSTANT = 1e-4  # of the mean square: less variance may be rounding of f32, 4e-5 for 2048 tokens of a batch
 MINIBATCH = 64  # tokens: what costs their square must not grow with the batch
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from wane.eval.degrade import Degrade, Recovery, Then, metric_names
 from wane.eval.examine import settings_of
-from wane.eval.metrics import METRICS, USUAL
+from wane.eval.metrics import METRICS, USUAL, costly_apart
 from wane.scaling.config import canonical, override
 from wane.scaling.degrade import GROUPS
 from wane.scaling.family import Family
@@ -113,9 +113,17 @@ class Evaluation:
         object.__setattr__(self, "metrics", metric_names("evaluation.metrics", self.metrics))
 
     def of(self, degrade: Degrade) -> "Evaluation":
-        """The same with the metrics of a degradation that has its own; without a temperature where nothing is said,
-        so that another one makes no other cell."""
-        metrics = degrade.metrics or self.metrics
+        """The same with the metrics of a degradation that has its own."""
+        return self._measuring(degrade.metrics or self.metrics)
+
+    def of_cells(self, degrade: Degrade) -> tuple["Evaluation", ...]:
+        """`of` a degradation, one for each of its cells: what is costly (`wane.eval.metrics.costly`) comes last and
+        alone, so that no other curve waits for it, is lost with it or is another cell because of it."""
+        parts = costly_apart(degrade.metrics or self.metrics)
+        return tuple(self._measuring(metrics) for metrics in parts if metrics)
+
+    def _measuring(self, metrics: tuple[str, ...]) -> "Evaluation":
+        """Without a temperature where nothing is said, so that another one makes no other cell."""
         says = any(METRICS[name].free_running for name in metrics)
         return dataclasses.replace(self, metrics=metrics, temperature=self.temperature if says else 0.0)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from wane.eval.degrade import Degrade
 from wane.eval.examine import EXAMINATIONS
+from wane.eval.metrics import costly, instruments_of
 from wane.eval.study import Evaluation, Examine, FixedMask
 from wane.eval.subject import Splits
 from wane.scaling.degrade.contract import Degradation
@@ -56,8 +57,9 @@ class TrainCell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SweepCell:
-    """Sweep one degradation over one member at one training step.  For a member that was trained under a mask,
-    `degrade` is the mask's method at its one severity and the member is measured as it is.
+    """Sweep one degradation over one member at one training step, for the metrics of `evaluation`: those of costly
+    instruments, or the others.  For a member that was trained under a mask, `degrade` is the mask's method at its
+    one severity and the member is measured as it is.
 
     pilot: on the pilot's sequences, to decide how many a curve takes; its rows are not part of the table.
     tentative: waits for something that is not decided yet; what stands here is the most that it may become.
@@ -80,12 +82,21 @@ class SweepCell:
         return "pilot" if self.pilot else "sweep" if self.degrade.identity else "refine"
 
     @property
+    def costly(self) -> tuple[str, ...]:
+        """The instruments that it measures where they are costly: then it measures no others."""
+        return tuple(filter(costly, instruments_of(self.evaluation.metrics)))
+
+    @property
+    def what(self) -> str:
+        """The degradation, and what of it makes a cell of its own."""
+        where = "" if self.degrade.each == "whole" else f" per {self.degrade.each}"
+        return f"{self.degrade.name}{where}{': ' if self.costly else ''}{', '.join(self.costly)}"
+
+    @property
     def title(self) -> str:
         member = self.trained
-        where = "" if self.degrade.each == "whole" else f" per {self.degrade.each}"
         at = "" if self.step == member.steps else f" step {self.step}"
-        seed = member.init_seeds[self.replica]
-        return f"{self.kind} {member.label} seed {seed}{at} {self.degrade.name}{where}"
+        return f"{self.kind} {member.label} seed {member.init_seeds[self.replica]}{at} {self.what}"
 
     @property
     def method(self) -> Degradation:
@@ -116,11 +127,16 @@ class ExamineCell:
     splits: Splits
     evaluation: Evaluation
     tentative: bool = False
+    kind = "examine"
+
+    @property
+    def what(self) -> str:
+        return self.examine.name
 
     @property
     def title(self) -> str:
         member = self.trained
-        return f"examine {member.label} seed {member.init_seeds[self.replica]} {self.examine.name}"
+        return f"{self.kind} {member.label} seed {member.init_seeds[self.replica]} {self.what}"
 
     def points(self) -> int:
         """Forward passes over the evaluation set, at most."""
@@ -143,11 +159,16 @@ class PairCell:
     splits: Splits
     evaluation: Evaluation
     tentative: bool = False
+    kind = "pair"
+
+    @property
+    def what(self) -> str:
+        return self.degrade.name
 
     @property
     def title(self) -> str:
         seeds = f"{self.trained.init_seeds[self.replica]} and {self.other.init_seeds[self.other_replica]}"
-        return f"pair {self.trained.label} seeds {seeds} {self.degrade.name}"
+        return f"{self.kind} {self.trained.label} seeds {seeds} {self.what}"
 
     @property
     def method(self) -> Degradation:

@@ -54,7 +54,7 @@ def _coarse(plan: Plan, degrade: Degrade) -> list[SweepCell]:
         and cell.degrade == degrade.coarse
         and cell.step == cell.trained.steps
         and cell.trained.mask is None
-        and not (cell.pilot or cell.tentative)
+        and not (cell.pilot or cell.tentative or cell.costly)
     ]
 
 

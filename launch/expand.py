@@ -103,11 +103,13 @@ def cells(
     packs: Sequence[Sequence[int]],
     width: int,
 ) -> list[Cell]:
-    """Every cell of a study in the order in which they run: a member, then its sweeps.
+    """Every cell of a study in the order in which they run: a member, then what measures it; what is costly behind
+    all members.
 
     packs: seeds of every pack, from `pack_seeds`, each filled to `width`.
     """
     out: list[Cell] = []
+    costly: list[SweepCell] = []
     examinations = [(examine, _first_sequences(splits, examine)) for examine in study.examinations]
     primary: dict[tuple, TrainCell] = {}
     for cohort in cohorts:
@@ -122,13 +124,14 @@ def cells(
                     if not cohort.arm:
                         primary[shape, cohort.steps, tuple(pack)] = cell
                     out.append(cell)
-                    out += _sweeps(study, cell, splits, pilot, decided)
+                    for sweep in _sweeps(study, cell, splits, pilot, decided):
+                        (costly if sweep.costly else out).append(sweep)
                     out += _examinations(study, cell, examinations, decided)
                     if cohort.mask is None:
                         trained += [(cell, replica) for replica in range(cell.real)]
             for other, member in itertools.pairwise(trained):
                 out += _pairs(study, member, other, splits, decided)
-    return out
+    return out + costly
 
 
 def _first_sequences(splits: Splits, examine: Examine) -> Splits:
@@ -246,22 +249,28 @@ def _sweeps(
         if trained.mask is not None:
             mask = trained.mask
             degrade = Degrade(method=mask.method, settings=mask.settings, severities=(trained.mask_setting,))
-            yield _sweep_cell(
-                trained, replica, trained.steps, degrade, range(1), splits, evaluation, tentative=open_count
-            )
+            for measured in evaluation.of_cells(degrade):
+                if not all(
+                    METRICS[name].relative for name in measured.metrics
+                ):  # what it was before is not known
+                    yield _sweep_cell(
+                        trained, replica, trained.steps, degrade, range(1), splits, measured, tentative=open_count
+                    )  # fmt: skip
             continue
         for degrade in study.degradations if open_count else ():
             if degrade.piloted:
+                few = dataclasses.replace(evaluation, sequences=study.evaluation.pilot_sequences)
                 yield _sweep_cell(
-                    trained, replica, trained.steps, degrade.coarse, range(1), pilot,
-                    dataclasses.replace(evaluation, sequences=study.evaluation.pilot_sequences), pilot=True,
+                    trained, replica, trained.steps, degrade.coarse, range(1), pilot, few.of_cells(degrade)[0],
+                    pilot=True,
                 )  # fmt: skip
         for step in sorted({*study.sweep_steps, trained.steps}):
             for degrade in study.degradations:
                 for part, open_grid in _parts(degrade, trained.shape, decided):
-                    for block in blocks(degrade, trained.shape):
+                    each = itertools.product(blocks(degrade, trained.shape), evaluation.of_cells(degrade))
+                    for block, measured in each:
                         yield _sweep_cell(
-                            trained, replica, step, part, block, splits, evaluation,
+                            trained, replica, step, part, block, splits, measured,
                             tentative=open_count or open_grid,
                         )  # fmt: skip
 
@@ -289,8 +298,9 @@ def _sweep_cell(
     trained: TrainCell, replica: int, step: int, degrade: Degrade, draws: range, splits: Splits,
     evaluation: Evaluation, *, pilot: bool = False, tentative: bool = False,
 ) -> SweepCell:  # fmt: skip
-    evaluation = evaluation.of(degrade)
-    hashed = _of_points(trained.shape, degrade, draws, splits, evaluation) | {
+    # Of metrics that a degradation names itself those that are measured here.
+    asked = dataclasses.replace(degrade, metrics=degrade.metrics and evaluation.metrics)
+    hashed = _of_points(trained.shape, asked, draws, splits, evaluation) | {
         "member": trained.member_id(replica),
         "trained": trained.id,
         "step": step,

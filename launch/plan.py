@@ -192,9 +192,7 @@ def expected_seconds(plan: Plan, todo: Sequence[Cell], rate: float) -> float:
             programs.add((cell.shape, cell.steps))
         else:
             seconds += plan.flops(cell) / (rate * SWEEP_EFFICIENCY)
-            examines = isinstance(cell, ExamineCell)
-            what = (cell.examine.name,) if examines else (type(cell), cell.degrade.name, cell.degrade.each)
-            programs.add((cell.trained.shape, *what))
+            programs.add((cell.trained.shape, type(cell), cell.what))
     return seconds + COMPILE_SECONDS * len(programs)
 
 
@@ -204,7 +202,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(f"[bold]{study.name}[/bold]  {study.note}", highlight=False)
     for arm, variant, _ in study.variants():
         console.print(shape_table(plan, arm, variant))
-    console.print(cell_table(plan))
+    device, rate = plan.environment["device_kind"], matmul_rate()
+    console.print(cell_table(plan, rate))
     for line in fact_lines(plan):
         console.print(line, highlight=False)
     data = plan.splits.evaluation
@@ -219,7 +218,6 @@ def show_plan(plan: Plan, console: Console) -> None:
         f" {', '.join(plan.splits.calibrations)}",
         highlight=False,
     )
-    device, rate = plan.environment["device_kind"], matmul_rate()
     available = available_memory()
     peak = max(plan.memory(cell) for cell in plan.cells)
     console.print(
@@ -268,10 +266,10 @@ def fact_lines(plan: Plan) -> Iterator[str]:
                 )
 
 
-def cell_table(plan: Plan) -> Table:
-    """Number, points and FLOPs of the cells of each kind."""
+def cell_table(plan: Plan, rate: float) -> Table:
+    """Number, points, FLOPs, memory and, at a matrix-product rate, time of the cells of each kind."""
     table = Table(title="cells", title_justify="left")
-    for column in ("kind", "cells", "points", "FLOPs", "memory"):
+    for column in ("kind", "cells", "points", "FLOPs", "memory", "time"):
         table.add_column(column, justify="left" if column == "kind" else "right")
     kinds: dict[str, list[Cell]] = {}
     for cell in plan.cells:
@@ -280,7 +278,7 @@ def cell_table(plan: Plan) -> Table:
         points = sum(cell.points() for cell in members if isinstance(cell, Measuring))
         table.add_row(
             kind, str(len(members)), str(points) if points else "", f"{sum(map(plan.flops, members)):.2g}",
-            bytes_text(max(map(plan.memory, members))),
+            bytes_text(max(map(plan.memory, members))), clock(expected_seconds(plan, members, rate)),
         )  # fmt: skip
     return table
 
@@ -289,12 +287,7 @@ def kind_of(cell: Cell) -> str:
     """What a cell is counted as in the plan's table."""
     if isinstance(cell, TrainCell):
         return f"train {cell.arm}".strip()
-    if isinstance(cell, ExamineCell):
-        return f"examine {cell.examine.name}{', at most' if cell.tentative else ''}"
-    if isinstance(cell, PairCell):
-        return f"pair {cell.degrade.name}{', at most' if cell.tentative else ''}"
-    where = "" if cell.degrade.each == "whole" else f" per {cell.degrade.each}"
-    return f"{cell.kind} {cell.degrade.name}{where}{', at most' if cell.tentative else ''}"
+    return f"{cell.kind} {cell.what}{', at most' if cell.tentative else ''}"
 
 
 def bytes_text(count: int) -> str:

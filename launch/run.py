@@ -69,10 +69,13 @@ def run_study(
 
 
 def _execute_all(plan: Plan, directory: StudyDirectory, stages: Sequence[str], console: Console) -> None:
-    """Every cell of these stages that is not done, but for those that wait for a decision."""
+    """Every cell of these stages that is not done, but for those that wait for a decision; while any does, what is
+    costly waits too: the curves of the loss come first."""
     kinds = {"train": TrainCell, "sweep": Measuring}
     wanted = tuple(kinds[stage] for stage in stages if stage in kinds)
     todo = [c for c in plan.cells if isinstance(c, wanted) and not directory.done(c) and not waiting(c)]
+    if any(map(waiting, plan.cells)):
+        todo = [c for c in todo if not (isinstance(c, SweepCell) and c.costly)]
     _announce(plan, todo, directory, console)
     with Report(console, plan.study.name, len(todo), sum(map(plan.flops, todo))) as report:
         for cell in todo:

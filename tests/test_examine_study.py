@@ -138,7 +138,7 @@ def test_the_plan_has_a_line_for_each_and_its_passes(whole):
     assert by_kind["examine synergy"].points() == 1 + 4 + 6
     assert by_kind["examine ablation"].points() == 1 + 4
     text = io.StringIO()
-    Console(file=text, width=200).print(cell_table(plan))
+    Console(file=text, width=200).print(cell_table(plan, 1e9))
     for kind in by_kind:
         assert kind in text.getvalue()
     sweep = next(c for c in plan.cells if isinstance(c, SweepCell))
@@ -189,13 +189,13 @@ def test_costly_metrics_weigh_in_the_forecast(whole):
     environment = StudyDirectory(whole).record()["environment"]
     costly = Degrade(method="rtn", severities=(4.0,), metrics=("generation",))
     plan = make_plan(study_of(degradations=(Degrade(method="rtn", severities=(4.0,)), costly)), environment)
-    plain, dear = (c for c in plan.cells[:3] if isinstance(c, SweepCell))
+    plain, dear = (c for c in plan.cells if isinstance(c, SweepCell))
     assert plan.flops(dear) > (1 + COSTS["generation"] / 2) * plan.flops(plain)
     assert extra_forwards(("loss", "kl")) == 0
     first, second = (m.name for m in INSTRUMENTS["answers"][:2])
     assert extra_forwards((first,)) == extra_forwards((first, second)) == COSTS["answers"]
     assert extra_forwards(METRICS) == pytest.approx(sum(COSTS.values()))
-    assert COSTS.keys() <= INSTRUMENTS.keys()
+    assert COSTS.keys() == INSTRUMENTS.keys()
 
 
 @pytest.mark.parametrize(

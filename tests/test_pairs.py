@@ -203,7 +203,7 @@ def test_another_seed_adds_a_pair_and_leaves_the_others(whole):
     kinds = {kind_of(c): c.points() for c in cells.values()}
     assert kinds == {"pair random_weights": 4, "pair magnitude_weights+rtn": 4}
     text = io.StringIO()
-    Console(file=text, width=200).print(cell_table(make_plan(study_of(), environment)))
+    Console(file=text, width=200).print(cell_table(make_plan(study_of(), environment), 1e9))
     assert "pair random_weights" in text.getvalue()
 
 

@@ -11,7 +11,7 @@ import jax
 from rich.table import Table
 
 from wane.eval.cell import sweep
-from wane.eval.metrics import INSTRUMENTS, METRICS
+from wane.eval.metrics import INSTRUMENTS, METRICS, costly
 from wane.eval.study import Degrade, Evaluation
 from wane.eval.subject import Member, Splits, Subject
 from wane.launch.bench.peers import Peer, Work
@@ -24,7 +24,6 @@ from wane.train.data import Data, open_data
 
 Row = dict[str, Any]
 LOSS = ("loss",)
-GENERATION = ("generation", "factorial", "continuation", "crossing")  # many forward passes by their nature
 ALL = "all but generation"
 POINTS = 4
 DEPTHS = (4, 36)  # the widest and the deepest shape of the CPU tier
@@ -32,7 +31,7 @@ DEPTHS = (4, 36)  # the widest and the deepest shape of the CPU tier
 
 def asked() -> dict[str, tuple[str, ...]]:
     """Name of a row -> what its sweep measures."""
-    groups = {name: tuple(m.name for m in ms) for name, ms in INSTRUMENTS.items() if name not in GENERATION}
+    groups = {name: tuple(m.name for m in ms) for name, ms in INSTRUMENTS.items() if not costly(name)}
     everything = tuple(name for name in METRICS if any(name in names for names in groups.values()))
     return {"loss": LOSS} | {name: LOSS + names for name, names in groups.items()} | {ALL: everything}
 

@@ -250,12 +250,11 @@ def _sweeps(
             mask = trained.mask
             degrade = Degrade(method=mask.method, settings=mask.settings, severities=(trained.mask_setting,))
             for measured in evaluation.of_cells(degrade):
-                if not all(
-                    METRICS[name].relative for name in measured.metrics
-                ):  # what it was before is not known
-                    yield _sweep_cell(
-                        trained, replica, trained.steps, degrade, range(1), splits, measured, tentative=open_count
-                    )  # fmt: skip
+                if all(METRICS[name].relative for name in measured.metrics):
+                    continue  # with what it compares, the model before the mask, is not known
+                yield _sweep_cell(
+                    trained, replica, trained.steps, degrade, range(1), splits, measured, tentative=open_count
+                )
             continue
         for degrade in study.degradations if open_count else ():
             if degrade.piloted:

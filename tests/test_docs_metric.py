@@ -1,6 +1,9 @@
 """docs/adding_a_metric.md: its example is a complete metric."""
 
+import dataclasses
 import re
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -17,11 +20,15 @@ from wane.train.data import Data, open_data
 PAGE = Path(__file__).parents[1] / "docs" / "adding_a_metric.md"
 
 
+def examples():
+    """The files that the page shows."""
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+
+
 def added(monkeypatch, example, group):
     """The names of the metrics of the page's n-th example, under a group of their own."""
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)[example]
     namespace = {}
-    exec(compile(code, PAGE.name, "exec"), namespace)
+    exec(compile(examples()[example], PAGE.name, "exec"), namespace)
     monkeypatch.setitem(metrics.INSTRUMENTS, group, namespace["METRICS"])
     for metric in namespace["METRICS"]:
         monkeypatch.setitem(metrics.METRICS, metric.name, metric)
@@ -48,6 +55,34 @@ def test_the_example_is_a_metric(monkeypatch):
         if row["metric"] == "top_probability" and row["task"] == "all" and row["severity"] == 0
     )
     assert found == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_the_two_lines_of_the_page_put_it_into_the_table(monkeypatch):
+    """The table's own file, read with both lines in it, as the page has them."""
+    text = PAGE.read_text()
+    (imported, entry), code = re.findall(r"`(surety,|\"surety\": surety.METRICS,)`", text), examples()[0]
+    module = types.ModuleType("wane.eval.metrics.surety")
+    exec(compile(code, PAGE.name, "exec"), vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(metrics, "surety", module, raising=False)
+    source, before = Path(metrics.__file__).read_text(), ("    structure,\n", "}\nMETRICS: dict")
+    assert all(source.count(place) == 1 for place in before)
+    for place, line in zip(before, (imported, entry), strict=True):
+        source = source.replace(place, f"    {line}\n{place}")
+    namespace = {}
+    exec(compile(source, metrics.__file__, "exec"), namespace)
+    assert namespace["INSTRUMENTS"]["surety"] == module.METRICS
+    assert namespace["METRICS"].keys() - metrics.METRICS.keys() == {"top_probability"}
+
+
+def test_the_plan_reckons_with_what_the_page_says(monkeypatch):
+    added(monkeypatch, 0, "surety")
+    assert metrics.extra_forwards(("loss", "top_probability")) == 0.1  # "a tenth of a forward pass"
+    assert not metrics.costly("surety")
+    said = dataclasses.replace(metrics.METRICS["top_probability"], free_running=True)
+    monkeypatch.setitem(metrics.INSTRUMENTS, "surety", (said,))
+    assert metrics.extra_forwards(("loss", "top_probability")) == 10  # "ten forward passes"
+    assert metrics.costly("surety")
 
 
 def test_the_second_example_looks_into_the_blocks(monkeypatch):

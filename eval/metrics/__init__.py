@@ -1,4 +1,4 @@
-"""All metrics as one literal table; adding one is a file and a line of INSTRUMENTS."""
+"""All metrics as one literal table; adding one is a file, its import and an entry of INSTRUMENTS."""
 
 from collections.abc import Iterable, Sequence
 

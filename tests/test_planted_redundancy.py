@@ -111,17 +111,52 @@ def test_a_head_makes_good_for_its_removed_copy_and_no_map_of_the_output_does(se
     assert {part for _, part in left} == {*PARTS[:-1], "per_head"}
 
 
-def test_heads_whose_number_is_the_same_are_removed_once_and_never_all_of_them():
+def test_the_share_told_is_that_removed_once_for_each_number_of_heads_and_never_all():
     def sizes(n_heads, asked):
         shape = dataclasses.replace(HEADS, n_heads=n_heads)
         return restricted.counts(shape, settings_of("restricted", {"unit": "head", "sizes": asked}))
 
-    assert sizes(4, (1 / 8, 1 / 4, 3 / 8, 1 / 2, 0.9)) == {1: 1 / 8, 2: 1 / 2, 3: 0.9}
+    usual = restricted.Settings().sizes
+    assert sizes(2, usual) == {1: 1 / 2}
+    assert sizes(3, usual) == {1: 1 / 3}
+    assert sizes(8, usual) == {1: 1 / 8, 2: 1 / 4, 3: 3 / 8, 4: 1 / 2}
+    assert sizes(4, (1 / 8, 1 / 4, 3 / 8, 1 / 2, 0.9)) == {1: 1 / 4, 2: 1 / 2, 3: 3 / 4}
     assert sizes(1, (1 / 2,)) == {}
+    ragged = dataclasses.replace(SHAPE, d_ff=10)
+    assert restricted.counts(ragged, settings_of("restricted", {"sizes": (0.25, 0.59)})) == {2: 0.2, 5: 0.5}
     alone = dataclasses.replace(HEADS, n_heads=1)
     settings = settings_of("restricted", {"unit": "head"})
     assert restricted.forwards(alone, settings) == 0
     assert not list(EXAMINATIONS["restricted"].run(examined_of(alone), settings, lambda n: None))
+
+
+def test_rows_of_shapes_with_few_and_many_heads_tell_what_each_lost():
+    """All that is asked of two heads is one of them."""
+    for n_heads, at in ((2, {0.5}), (4, {0.25, 0.5})):
+        shape = dataclasses.replace(HEADS, n_heads=n_heads)
+        found, _ = findings("restricted", examined_of(shape), unit="head", subsets=1)
+        assert {f.place.axis for f in found} == {"removed"}
+        assert {p.at for p in values(found, "restricted_removal")} == at
+        assert {f.place.at for f in found if f.metric == "functional_redundancy"} == at
+
+
+@pytest.mark.parametrize(("size", "seed"), [(1.0, 1), (1e-8, 1), (1e-8, 2)])
+def test_what_costs_next_to_nothing_to_remove_has_no_share_that_is_made_good(size, seed):
+    """Of heads that write 1e-8 of what they did the rise is there and a share of it would be one of rounding."""
+    params = params_of(HEADS, seed)
+    o = size * params["blocks"]["o"]
+    found, _ = findings("restricted", examined_of(HEADS, with_weights(params, o=o), seed), unit="head")
+    whole = [f for f in found if f.place.at_2 is None]
+    rise, share = (
+        {(f.task, f.place.at, f.place.part): f.value for f in whole if f.metric == metric}
+        for metric in ("restricted_removal", "functional_redundancy")
+    )
+    outright = {place: rise[*place[:2], "none"] for place in rise if place[2] != "none"}
+    assert any(value > 0 for value in outright.values())
+    assert set(share) == {place for place, value in outright.items() if value > 1e-4}
+    assert bool(share) == (size == 1)
+    for place, value in share.items():
+        assert value == pytest.approx(1 - rise[place] / outright[place])
 
 
 @pytest.mark.parametrize("unit", ["neuron", "head"])

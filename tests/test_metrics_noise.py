@@ -16,6 +16,7 @@ from wane.eval.metrics.contract import Weights
 from wane.eval.metrics.deviation_layers import COMPARED, PARTS
 from wane.eval.metrics.deviation_spaces import sampled
 from wane.eval.metrics.few import EVERY
+from wane.eval.metrics.noise import block_ratios, stream_ratios
 from wane.eval.metrics.view import Batch, View
 from wane.scaling.corrupt import Corruption
 from wane.scaling.degrade import build
@@ -122,6 +123,15 @@ def test_noise_on_embeddings_enters_the_first_block_with_its_own_energy():
     assert (entering[1:] > 0.01).all()
     np.testing.assert_allclose(blocks, 0, atol=1e-9)
     assert mean == pytest.approx(0, abs=1e-9)
+
+
+def test_noise_where_there_was_no_signal_is_not_told_as_none():
+    """Of a layer that adds nothing: undefined, and so is the mean over blocks; nothing of nothing is 0."""
+    noise_LP, signal_LP = jnp.array([[1.0, 0, 1], [2, 2, 4]]), jnp.array([[4.0, 0, 4], [0, 1, 0]])
+    told = block_ratios((noise_LP, signal_LP), None)
+    np.testing.assert_array_equal(told, [0.25, 0, 0.25, np.nan, 2, np.nan, np.nan])
+    np.testing.assert_array_equal(block_ratios((noise_LP[:1], signal_LP[:1]), None)[-1], 0.25)
+    np.testing.assert_array_equal(stream_ratios((noise_LP[1], signal_LP[1]), None), [np.nan, 2, np.nan])
 
 
 def test_the_identity_has_no_noise():

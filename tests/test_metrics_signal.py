@@ -139,6 +139,21 @@ def test_the_bias_of_a_removed_sublayer_is_gone_with_it():
     assert measured(shape, params, edit, [batch_of(shape, 0)])["signal_gain"].reshape(-1, 3)[3][1] == 0
 
 
+def test_what_is_added_to_the_output_of_a_matrix_of_zeros_is_not_told_as_no_noise():
+    shape = dataclasses.replace(SHAPE, vocab=64, context=16)
+    params = params_of(shape)
+    silent = params | {"blocks": params["blocks"] | {"up": params["blocks"]["up"].at[1].set(0)}}
+    edits = Edit(bias={"up": jnp.ones((3, 24))}), Edit()
+    added, left = (
+        measured(shape, silent, edit, [batch_of(shape, 0)])["noise_to_signal"].reshape(-1, 3)
+        for edit in edits
+    )
+    up = list(shape.matrices).index("up")
+    assert np.isnan(added[up, 1])
+    assert np.isfinite(np.delete(added.ravel(), 3 * up + 1)).all()
+    np.testing.assert_array_equal(left, 0)
+
+
 @pytest.mark.parametrize("width", [16, 48, 96])
 def test_the_gain_is_1_at_initialisation_at_every_width(width):
     shape = Shape(

@@ -11,7 +11,7 @@ from test_sweep import EVALUATION, SHAPE, splits_of, subject_of
 from wane.eval.cell import sweep
 from wane.eval.metrics import METRICS, chosen
 from wane.eval.metrics.contract import Weights
-from wane.eval.metrics.structure import SHARES, along_spectra, entropy, every_matrix, random_rank
+from wane.eval.metrics.structure import SHARES, along_spectra, entropy, every_matrix, random_ranks, share_of
 from wane.eval.study import Degrade
 from wane.eval.subject import Subject
 from wane.scaling.edit import Edit, fold, merge
@@ -48,6 +48,7 @@ def slow(w, trained):
     p = s / s.sum()
     p = p[p > 1e-12]
     rank = np.exp(-(p * np.log(p)).sum())
+    random, stable = random_ranks(*sorted(w.shape)), (s**2).sum() / s[0] ** 2
     top = int(np.ceil(0.1 * len(s)))
     edges = w.mean() + w.std() * np.linspace(-4, 4, 257)
     inside = np.clip(w, edges[0], edges[-1])
@@ -56,8 +57,9 @@ def slow(w, trained):
     used = [c / w.size for c in counts if c]
     return {
         "effective_rank": rank,
-        "relative_effective_rank": rank / random_rank(*sorted(w.shape)),
-        "stable_rank": (s**2).sum() / s[0] ** 2,
+        "relative_effective_rank": rank / random.effective,
+        "stable_rank": stable,
+        "relative_stable_rank": stable / random.stable,
         "largest_singular_value": s[0],
         "top_energy": (s[:top] ** 2).sum() / (s**2).sum(),
         "weight_entropy": -sum(u * np.log(u) for u in used) + (len(used) - 1) / (2 * w.size),
@@ -106,7 +108,8 @@ def test_low_rank_weights_have_the_ranks_of_their_spectrum():
     assert found["stable_rank"]["up", 1] == pytest.approx(85 / 64, rel=1e-5)
     assert found["largest_singular_value"]["up", 1] == pytest.approx(8, rel=1e-5)
     assert found["top_energy"]["up", 1] == pytest.approx((64 + 16 + 4) / 85, rel=1e-5)  # 3 of 24 directions
-    assert found["relative_effective_rank"]["up", 0] > 3 * found["relative_effective_rank"]["up", 1]
+    for metric in ("relative_effective_rank", "relative_stable_rank"):
+        assert found[metric]["up", 0] > 3 * found[metric]["up", 1]
 
 
 def test_the_spectrum_tells_the_energy_of_the_strongest_directions():
@@ -164,11 +167,34 @@ def test_a_removed_layer_has_no_rank_no_entropy_and_all_of_the_error():
 @pytest.mark.parametrize("size", [(24, 24), (32, 32), (32, 96), (96, 96)])
 def test_gaussian_weights_differ_in_size_but_not_in_relative_rank_and_entropy(size):
     w_NIO = np.random.default_rng(2).normal(size=(40, *size)).astype(np.float32)
-    ranks = [slow(w, w)["effective_rank"] for w in w_NIO]
-    assert np.mean(ranks) / random_rank(*size) == pytest.approx(1, abs=5e-3)
+    told = [slow(w, w) for w in w_NIO]
+    for metric, error in (("relative_effective_rank", 5e-3), ("relative_stable_rank", 0.04)):
+        assert np.mean([values[metric] for values in told]) == pytest.approx(1, abs=error)
     infinite = 0.5 * np.log(2 * np.pi * np.e) - np.log(8 / 256)  # less the two tails of 3e-5
     assert np.mean(jax.vmap(entropy)(w_NIO)) == pytest.approx(infinite, abs=0.06)
     assert jnp.mean(jax.vmap(entropy)(100 * w_NIO + 7)) == pytest.approx(infinite, abs=0.06)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (96, 192)])
+def test_the_yardstick_is_the_mean_of_many_random_matrices(size):
+    w_NIO = np.random.default_rng(3).normal(size=(300, *size))
+    stable_N = np.square(w_NIO).sum((1, 2)) / np.linalg.norm(w_NIO, 2, axis=(1, 2)) ** 2
+    assert random_ranks(*size).stable == pytest.approx(stable_N.mean(), rel=0.03)
+    assert random_ranks(*size).stable < 0.5 * min(size)  # so far from its bound that it is never told raw
+
+
+def test_a_share_of_nothing_is_0_of_nothing_and_undefined_of_something():
+    told = share_of(jnp.array([1.0, 0.0, 0.0, 1e-9]), jnp.array([4.0, 4.0, 0.0, 0.0]))
+    np.testing.assert_array_equal(told, [0.25, 0, 0, np.nan])
+
+
+def test_a_matrix_of_zeros_to_which_something_is_added_has_no_relative_error():
+    params = params_of(SHAPE)
+    before = params | {"blocks": params["blocks"] | {"up": params["blocks"]["up"].at[1].set(0)}}
+    found = all_values(SHAPE, before, Edit(params={"blocks": {"up": params["blocks"]["up"]}}))
+    assert np.isnan(found["weight_error"]["up", 1])
+    assert {found["weight_error"]["up", layer] for layer in (0, 2)} == {0.0}
+    assert all_values(SHAPE, before, Edit())["weight_error"]["up", 1] == 0
 
 
 def test_the_entropy_of_few_values_is_that_of_their_shares():
@@ -208,11 +234,14 @@ def test_a_sweep_writes_a_row_per_matrix_and_layer():
             assert row["value"] == (0 if row["severity"] == 0 else pytest.approx(0.5, abs=0.2))
         if row["metric"] == "relative_effective_rank" and row["severity"] == 0:
             assert row["value"] == pytest.approx(1, abs=0.08)  # the subject is untrained
+        if row["metric"] == "relative_stable_rank" and row["severity"] == 0:
+            assert row["value"] == pytest.approx(1, abs=0.5)
     values = {(r["metric"], r["severity"], r["part"], r["at"]): r["value"] for r in rows}
     for (metric, severity, *place), value in values.items():
-        if metric == "effective_rank_of_initial":
-            before = values["effective_rank", 0.0, *place]
-            assert value == pytest.approx(values["effective_rank", severity, *place] / before, rel=1e-5)
+        if metric.endswith("_of_initial"):
+            rank = metric.removesuffix("_of_initial")
+            ratio = values[rank, severity, *place] / values[rank, 0.0, *place]
+            assert value == pytest.approx(ratio, rel=1e-5)
 
 
 def test_a_matrix_that_began_as_zeros_has_no_ratio_to_what_it_was():

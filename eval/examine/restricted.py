@@ -32,8 +32,8 @@ from wane.scaling.shape import Shape
 
 Kind = Literal["neuron", "head"]
 READS = {"neuron": "down", "head": "o"}  # the matrix that adds the units up
-# Nats: below, nothing was lost that could be made good.  A map that brings all back leaves 3e-7 of rounding: .003 of
-# such a rise, but 300 times one of 1e-9.
+# Nats: below, nothing was lost that could be made good.  A map that brings all back leaves 3e-7 of rounding: .003
+# of such a rise, but 300 times one of 1e-9.
 LEAST_RISE = 1e-4
 
 

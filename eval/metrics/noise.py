@@ -59,10 +59,11 @@ def stream_ratios(sums: tuple[Array, Array], weights: Weights) -> Array:
 METRICS = (
     Statistic(
         name="block_noise_to_signal",
-        version=2,
+        version=3,
         unit="ratio",
         meaning="energy of the change of what a sublayer or block adds to the undegraded stream, over the energy of"
-        " what it adds; above 0 for whatever acts inside blocks; without a layer: a mean over blocks",
+        " what it adds; above 0 for whatever acts inside blocks; none where only the change is above 0; without a"
+        " layer: a mean over blocks",
         better="lower",
         gather=block_energies,
         values=block_ratios,
@@ -72,9 +73,10 @@ METRICS = (
     ),
     Statistic(
         name="layer_noise_to_signal",
+        version=2,
         unit="ratio",
         meaning="energy of the change of the stream that enters a block, over the energy of the stream, token by"
-        " token; at the first block of what is done to the input",
+        " token; at the first block of what is done to the input; none where only the change is above 0",
         better="lower",
         gather=stream_energies,
         values=stream_ratios,

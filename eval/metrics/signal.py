@@ -109,9 +109,11 @@ METRICS = (
     ),
     Statistic(
         name="noise_to_signal",
+        version=2,
         unit="ratio",
         meaning="energy of the change of a matrix's output over the energy of the output, on the undegraded "
-        "model's inputs; what is done to activations and the residual stream is not in it",
+        "model's inputs; what is done to activations and the residual stream is not in it; none where only "
+        "the change is above 0",
         better="lower",
         gather=second_moments,
         of_trained=True,
@@ -121,8 +123,10 @@ METRICS = (
     ),
     Statistic(
         name="stream_noise_to_signal",
+        version=2,
         unit="ratio",
-        meaning="energy of the change of the residual stream behind the last block over that of the stream",
+        meaning="energy of the change of the residual stream behind the last block over that of the stream; none "
+        "where only the change is above 0",
         better="lower",
         gather=stream_power,
         values=stream_noise_to_signal,

@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,8 +58,10 @@ def in_places(per_matrix: dict[str, Array], shape: Shape) -> Array:
 
 
 def share_of(part: Array, whole: Array) -> Array:
-    """part / whole, 0 where the whole is 0."""
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
+    """part / whole; 0 of nothing is 0, something of nothing is not defined, nan: noise where there was no signal is
+    not no noise."""
+    of_nothing = jnp.where(part == 0, 0.0, jnp.nan)
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), of_nothing)
 
 
 def spectra(weights: Weights) -> dict[str, Array]:
@@ -94,33 +97,42 @@ def of_spectra(measure: Callable[[Array], Array]) -> Callable[[None, Weights], A
     return values
 
 
+class Ranks(NamedTuple):
+    """Mean ranks of random matrices."""
+
+    effective: float
+    stable: float
+
+
 @functools.cache
-def random_rank(small: int, large: int) -> float:
-    """Mean effective rank of Gaussian matrices [small, large]: the yardstick.  It averages about DIRECTIONS
-    singular values: the rank of one 16 by 16 matrix varies by 3 %, which would pass for an effect of
-    width."""
+def random_ranks(small: int, large: int) -> Ranks:
+    """Of Gaussian matrices [small, large]: the yardstick.  It averages about DIRECTIONS singular values: the
+    effective rank of one 16 by 16 matrix varies by 3 % and its stable rank by 10 %, which would pass for an effect
+    of width."""
     rng = np.random.default_rng([small, large])
     draws = max(1, DIRECTIONS // small)
-    ranks = []
+    effective, stable = [], []
     for _ in range(draws):
         values = np.linalg.svd(rng.standard_normal((small, large)), compute_uv=False)
         share = values / values.sum()
-        ranks.append(np.exp(-np.sum(share * np.log(share))))
-    return float(np.mean(ranks))
+        effective.append(np.exp(-np.sum(share * np.log(share))))
+        stable.append(np.sum(np.square(values / values[0])))
+    return Ranks(float(np.mean(effective)), float(np.mean(stable)))
 
 
 effective_rank = of_spectra(rank_of_spectrum)
 
 
-def relative_effective_rank(sums: None, weights: Weights) -> Array:
-    shape = weights.shape
-    random = [random_rank(*sorted(size)) for size in shape.matrices.values()]
-    return effective_rank(sums, weights) / np.repeat(np.float32(random), shape.n_layers)
-
-
 @of_spectra
 def stable_rank(values: Array) -> Array:
     return share_of(jnp.sum(jnp.square(values)), jnp.square(values[0]))
+
+
+def over_random(rank: str, sums: None, weights: Weights) -> Array:
+    """One of the `Ranks` of every matrix over that of random ones of its size."""
+    shape, measure = weights.shape, {"effective": effective_rank, "stable": stable_rank}[rank]
+    random = [getattr(random_ranks(*sorted(size)), rank) for size in shape.matrices.values()]
+    return measure(sums, weights) / np.repeat(np.float32(random), shape.n_layers)
 
 
 @of_spectra
@@ -191,7 +203,7 @@ METRICS = (
         unit="ratio",
         meaning="effective rank of a matrix over the mean of Gaussian matrices of its size",
         better="neither",
-        values=relative_effective_rank,
+        values=functools.partial(over_random, "effective"),
         places=every_matrix,
     ),
     Statistic(
@@ -210,6 +222,23 @@ METRICS = (
         better="neither",
         values=stable_rank,
         places=every_matrix,
+    ),
+    Statistic(
+        name="relative_stable_rank",
+        unit="ratio",
+        meaning="stable rank of a matrix over the mean of Gaussian matrices of its size",
+        better="neither",
+        values=functools.partial(over_random, "stable"),
+        places=every_matrix,
+    ),
+    Statistic(
+        name="stable_rank_of_initial",
+        unit="ratio",
+        meaning="stable rank of a matrix over that of the same matrix before training, as it was drawn",
+        better="neither",
+        values=stable_rank,
+        places=every_matrix,
+        over_initial=True,
     ),
     Statistic(
         name="largest_singular_value",
@@ -248,7 +277,9 @@ METRICS = (
     Statistic(
         name="weight_error",
         unit="fraction",
-        meaning="squared norm of w - w' over squared norm of w, of each matrix of each layer",
+        version=2,
+        meaning="squared norm of w - w' over squared norm of w, of each matrix of each layer; none where w is 0 "
+        "and w' is not",
         better="lower",
         values=weight_error,
         places=every_matrix,

@@ -16,12 +16,14 @@ MODEL = ("member_id", "train_step")
 
 
 def layer_costs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Excess loss when one layer alone has BITS bits, a mean over draws, from rows of `summary.prepare`:
-    group, curve, member_id, train_step, layer, excess.  NaN where a draw has none."""
+    """Excess loss when the weights of one layer alone have BITS bits, a mean over draws, from rows of
+    `summary.prepare`: group, curve, member_id, train_step, layer, excess.  NaN where a draw has none.  Methods that
+    round something else, activations or the cache, leave the weights, whose rank is asked about, as they are."""
     rows = summary.last_checkpoint(frame)
     rows = rows[(rows["metric"] == "excess_loss") & (rows["task"] == "all") & (rows["pruned"] == "after")]
     rows = rows[(rows["setting_unit"] == "bits") & (rows["setting"] == BITS)]
     alone = rows["layer"].notna() & rows[["head", "matrix", "severity_2"]].isna().all(axis=1)
+    alone &= rows["relative_weight_error"] != 0
     over_draws = rows[alone].groupby(["group", "curve", *MODEL, "layer"])["value"]
     return summary.whole_mean(over_draws).rename("excess").reset_index()
 
@@ -57,7 +59,7 @@ def two_bits_section(curves: pd.DataFrame, frame: pd.DataFrame, groups: list[str
         return ""
     note = (
         '<p class="note">Rank correlation, over the layers of a member, of effective rank with the excess '
-        f"loss when that layer alone has {BITS} bits; mean and range over seeds. Above 0, "
+        f"loss when the weights of that layer alone have {BITS} bits; mean and range over seeds. Above 0, "
         "layers of higher rank tolerate it less.</p>"
     )
     rows = [

@@ -67,6 +67,9 @@ def two_bits(shape, seed, costs, levels):
         value = None if cost is None else 2.0 + seed + cost
         status = {"status": "diverged", "reason": "x"} if cost is None else {}
         rows += [point(shape, seed, SEVERITY, value=value, **TWO, layer=layer, **status)]
+        for method in ("activations", "kv_cache"):
+            elsewhere = TWO | {"method": method, "relative_weight_error": 0.0}
+            rows += [point(shape, seed, SEVERITY, value=9.0 - layer, **elsewhere, layer=layer)]
         away = TWO | {"value": 9.0 - layer, "layer": layer}
         for severity, others in (
             (0.75, {"setting": 4.0}), (0.5, {"setting_unit": "fraction"}), (SEVERITY, {"head": 0}),

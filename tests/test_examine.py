@@ -14,6 +14,7 @@ import reference_model
 from wane.eval.examine import EXAMINATIONS, ablation, settings_of, synergy
 from wane.eval.examine.contract import Examined
 from wane.eval.examine.losses import Losses, token_losses
+from wane.eval.examine.tasks import concentration, overlaps
 from wane.eval.examine.units import count, taken_out, units_of, without
 from wane.eval.measure import Batches
 from wane.eval.metrics.concentration import effective_number, gini
@@ -125,8 +126,22 @@ def test_concentration_and_overlap_are_those_of_the_effects():
     overlaps = [f for f in found if f.metric == "least_sensitive_overlap"]
     assert [f.task for f in overlaps] == [f"{a} and {b}" for a, b in itertools.combinations(tasks, 2)]
     for f, (a, b) in zip(overlaps, itertools.combinations(tasks, 2), strict=True):
-        assert (f.value, f.chance) == overlap_of_least_sensitive(effects[a], effects[b])
+        assert (f.value, f.chance) == overlap_of_least_sensitive(*np.abs([effects[a], effects[b]]))
     assert {f.place.part for f in overlaps} == {"head"}
+
+
+def test_a_unit_whose_removal_helps_a_task_much_is_not_one_it_is_insensitive_to():
+    """Task A depends least on units 1 and 2, task B on 0 and 1."""
+    rise_UJ = np.array([[0, -9, 0.1], [0, 0.1, -0.2], [0, 0.2, -7], [0, 5, 9]])
+    (found,) = overlaps(rise_UJ, ("all", "A", "B"), "head")
+    assert (found.value, found.task) == (1 / 3, "A and B")
+
+
+def test_one_unit_has_an_effective_number_and_no_gini_coefficient():
+    found = list(concentration(np.array([[0.5]]), ("all",), "layer"))
+    assert [(f.metric, f.value) for f in found] == [("effective_units", 1)]
+    lost = list(concentration(np.array([[0.5], [np.nan]]), ("all",), "layer"))
+    assert [(f.metric, f.value) for f in lost] == [("ablation_gini", np.inf), ("effective_units", np.inf)]
 
 
 def test_what_does_nothing_costs_exactly_nothing():

@@ -128,9 +128,9 @@ def test_mean_cosine_leaves_dead_neurons_out():
     ("effects", "equality", "number"),
     [
         ([2, 2, 2, 2], 0, 4),
-        ([0, 0, 0, 3], 0.75, 1),
-        ([1, 1, 0, -5], 0.5, 2),
-        ([1, 2, 3, 4], 0.25, 10 / (2**2 * 3**3 * 4**4) ** 0.1),
+        ([0, 0, 0, 3], 1, 1),
+        ([1, 1, 0, -5], 2 / 3, 2),
+        ([1, 2, 3, 4], 1 / 3, 10 / (2**2 * 3**3 * 4**4) ** 0.1),
     ],
 )
 def test_concentration_of_effects(effects, equality, number):
@@ -138,8 +138,20 @@ def test_concentration_of_effects(effects, equality, number):
     assert effective_number(effects) == pytest.approx(number)
 
 
+@pytest.mark.parametrize("n", [2, 8])
+def test_the_gini_coefficient_against_all_pairs_of_units_however_many(n):
+    """Mean difference of two different units over twice their mean; 1 where one has all, at every n."""
+    harm = np.random.default_rng(n).exponential(size=n)
+    pairs = [abs(harm[a] - harm[b]) for a, b in itertools.permutations(range(n), 2)]
+    assert gini(harm) == pytest.approx(np.mean(pairs) / 2 / harm.mean())
+    assert gini(np.eye(n)[0]) == pytest.approx(1)
+    assert gini(np.ones(n)) == pytest.approx(0)
+
+
 def test_concentration_of_nothing():
     assert math.isnan(gini([0, -1]))
+    assert math.isnan(gini([2]))
+    assert effective_number([2]) == 1
     assert math.isnan(effective_number([0, -1]))
     for bad in ([], [1, float("nan")]):
         with pytest.raises(ValueError, match="must be finite"):

@@ -15,12 +15,14 @@ def _harm(effects: np.ndarray) -> np.ndarray:
 
 
 def gini(effects: np.ndarray) -> float:
-    """Gini coefficient: 0 where all n effects are equal, 1 - 1 / n where one unit has all; nan where none harms."""
+    """Gini coefficient times n / (n - 1) (Deltas 2003, Review of Economics and Statistics 85): 0 where all effects
+    are equal, 1 where one of n units has all, so that models of few and of many units compare; nan where none harms
+    and where there is one unit."""
     harm = np.sort(_harm(effects))
     n, total = len(harm), harm.sum()
-    if total == 0:
+    if total == 0 or n == 1:
         return float("nan")
-    return float((2 * np.arange(1, n + 1) - n - 1) @ harm / (n * total))
+    return float((2 * np.arange(1, n + 1) - n - 1) @ harm / ((n - 1) * total))
 
 
 def effective_number(effects: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_examine import EXPERTS, SHAPE, examined_of, findings, params_of, slow_rise, values, with_weights
 
-from wane.eval.examine import EXAMINATIONS, settings_of
+from wane.eval.examine import EXAMINATIONS, settings_of, zero_sensitivity
 from wane.eval.examine.losses import Losses, token_losses
 from wane.eval.examine.restricted import REPLACED, Removal, activity
 from wane.eval.examine.transformation import PARTS, transformations
@@ -35,6 +35,7 @@ def test_weights_that_are_drawn_lie_in_their_layer_and_are_of_the_asked_share(sh
             in_layer = np.prod(shape.full(one.matrix)) // shape.n_layers
             assert len(set(one.index_K)) == len(one.index_K) == max(1, round(share * in_layer))
             assert set(one.index_K // in_layer) == {one.layer}
+            assert one.of == in_layer / len(one.index_K)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, EXPERTS], ids=["dense", "experts"])
@@ -83,29 +84,38 @@ def test_rows_of_zero_sensitivity_are_of_the_drawn_weights():
         estimates[task] = first_order(SHAPE, "highest")(examined.params, evaluation.tokens_NT[mine])
     whole, *single = estimates.values()  # tasks of equal size
     np.testing.assert_allclose(np.mean([each["up"] for each in single], axis=0), whole["up"], atol=1e-6)
+    assert len({u.of for u in chosen["weight"]}) > 1
     for part, units in chosen.items():
+        size_U = [int(u.of) for u in units]  # all choices, as the drawn ones tell them
+
+        def summary(value_U, size_U=size_U):
+            every = np.repeat(value_U, size_U)
+            quantiles = np.quantile(every, (0.05, 0.25, 0.5, 0.75, 0.95), method="inverted_cdf")
+            return sorted([every.mean(), *quantiles])
+
         rise_UJ = np.stack([losses.rise(one.removal(24), one.layer) for one in units])
         for j, task in enumerate(losses.tasks):
             first_U = [np.float64(estimates[task][u.matrix]).ravel()[u.index_K].sum() for u in units]
             first = {
                 p: v for p, v in values(found, "zero_sensitivity_first_order", task).items() if p.part == part
             }
-            expected = [np.mean(first_U), *np.quantile(first_U, (0.05, 0.25, 0.5, 0.75, 0.95))]
-            assert sorted(first.values()) == pytest.approx(sorted(expected), abs=1e-7)
+            assert sorted(first.values()) == pytest.approx(summary(first_U), abs=1e-7)
             (agreement,) = [
                 v for p, v in values(found, "first_order_agreement", task).items() if p.part == part
             ]
             assert agreement == pytest.approx(rank_correlation(rise_UJ[:, j], first_U), abs=1e-6)
+            (slope,) = [v for p, v in values(found, "first_order_slope", task).items() if p.part == part]
+            fit = np.linalg.lstsq(np.reshape(first_U, (-1, 1)), rise_UJ[:, j], rcond=None)[0].item()
+            assert slope == pytest.approx(fit, abs=1e-6)
             # many weights at once are far from first order; of a task there are two sequences
             assert agreement > 0.5 or part == "group" or task != "all"
             told = {p: v for p, v in values(found, "zero_sensitivity", task).items() if p.part == part}
-            expected = [rise_UJ[:, j].mean(), *np.quantile(rise_UJ[:, j], (0.05, 0.25, 0.5, 0.75, 0.95))]
-            assert sorted(told.values()) == pytest.approx(sorted(expected), abs=1e-9)
+            assert sorted(told.values()) == pytest.approx(summary(rise_UJ[:, j]), abs=1e-9)
             assert {p.at for p in told} == {None, 0.05, 0.25, 0.5, 0.75, 0.95}
             for metric, share in (("harmed_share", rise_UJ > 0), ("helped_share", rise_UJ < 0)):
                 (value,) = [v for p, v in values(found, metric, task).items() if p.part == part]
-                assert value == share[:, j].mean()
-        overlap = overlap_of_least_sensitive(rise_UJ[:, 1], rise_UJ[:, 2])
+                assert value == pytest.approx(np.repeat(share[:, j], size_U).mean())
+        overlap = overlap_of_least_sensitive(*abs(rise_UJ[:, 1:3].T))
         told = values(found, "least_sensitive_overlap", f"{losses.tasks[1]} and {losses.tasks[2]}")
         assert [v for p, v in told.items() if p.part == part] == [overlap.jaccard]
         if part == "weight":
@@ -128,7 +138,60 @@ def test_weights_that_are_zero_already_cost_exactly_nothing():
     told = {f.metric: f.value for f in found if f.metric in ("harmed_share", "helped_share")}
     assert told == {"harmed_share": 0, "helped_share": 0}
     assert {f.value for f in found if f.metric.startswith("zero_sensitivity")} == {0.0}
-    assert not {f.metric for f in found} & {"first_order_agreement", "sensitivity_entropy_correlation"}
+    relations = {"first_order_agreement", "first_order_slope", "sensitivity_entropy_correlation"}
+    assert not {f.metric for f in found} & relations
+
+
+def test_a_matrix_counts_as_it_has_many_weights():
+    """Of two matrices of 100 and 900 weights 50 are drawn each: one in two of the small one's helps by 1, one of ten
+    of the large one's, and all others harm by 1."""
+    small, large = np.repeat([-1.0, 1.0], 25), np.repeat([-1.0, 1.0], [5, 45])
+    rise_U, of_U = np.concatenate([small, large]), np.repeat([100.0, 900.0], 50)
+    told = {f.metric: f.value for f in zero_sensitivity._signs(rise_U, of_U, "weight", "all")}
+    assert told == pytest.approx({"harmed_share": 0.86, "helped_share": 0.14})  # 50 and 90 of 1000 help
+    found = list(zero_sensitivity._distribution("zero_sensitivity", rise_U, of_U, "weight", "all"))
+    assert [f.value for f in found] == pytest.approx([0.72, -1, 1, 1, 1, 1])
+    lost = zero_sensitivity._distribution("m", np.append(rise_U[1:], np.nan), of_U, "weight", "all")
+    assert all(np.isnan(f.value) for f in lost)
+
+
+def test_the_share_of_weights_that_do_something_is_that_of_their_matrices():
+    """Where the MLP is dead no weight of it does anything, and every one of attention does."""
+    params = params_of(SHAPE)
+    dead = with_weights(params, **{n: 0 * params["blocks"][n] for n in ("gate", "up", "down")})
+    found, _ = findings("zero_sensitivity", examined_of(params=dead), weights=3, groups=0)
+    share = sum(f.value for f in found if f.metric in ("harmed_share", "helped_share") and f.task == "all")
+    sizes = {name: np.prod(SHAPE.full(name)) for name in SHAPE.matrices}
+    assert share == pytest.approx(sum(sizes[n] for n in "qkvo") / sum(sizes.values()))
+    assert abs(share - 4 / 7) > 0.05  # what it would be if each matrix counted alike
+
+
+def test_an_estimate_ten_times_too_large_shows_in_the_slope_and_not_in_the_ranks(monkeypatch):
+    """In a model whose stream is so large that one weight hardly matters: there the first order is exact."""
+    params = jax.tree.map(lambda w: w / 3, params_of(SHAPE))
+    examined = examined_of(params=params | {"embed": 30 * params["embed"]}, sequences=8)
+
+    def told():
+        found, _ = findings("zero_sensitivity", examined, weights=4, groups=2)
+        return {
+            metric: {
+                (p.part, task): v for task in ("all", "L1") for p, v in values(found, metric, task).items()
+            }
+            for metric in ("first_order_slope", "first_order_agreement")
+        }
+
+    before = told()
+    assert before["first_order_slope"]["weight", "all"] == pytest.approx(1, abs=0.25)
+
+    def too_large(shape, precision):
+        estimate = first_order(shape, precision)
+        return lambda params, tokens_NT: jax.tree.map(lambda x: 10 * x, estimate(params, tokens_NT))
+
+    monkeypatch.setattr(zero_sensitivity, "first_order", too_large)
+    after = told()
+    assert after["first_order_agreement"] == before["first_order_agreement"]
+    for place, slope in before["first_order_slope"].items():
+        assert after["first_order_slope"][place] == pytest.approx(slope / 10)
 
 
 def slow_maps(h_TU, w_UD, keep_U, rank):

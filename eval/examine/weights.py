@@ -25,11 +25,13 @@ class Removal(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """Weights of one matrix of one layer that are set to zero together."""
+    """Weights of one matrix of one layer that are set to zero together.  of: how many such choices the matrix has
+    in that layer, for all of which those that are drawn speak."""
 
     matrix: str
     layer: int
     index_K: np.ndarray
+    of: float
 
     def removal(self, width: int) -> Removal:
         """Of a fixed width, so that weights and groups of all matrices share one executable."""
@@ -52,7 +54,7 @@ def drawn(shape: Shape, number: int, share: float, rng: np.random.Generator) -> 
         for layer in range(shape.n_layers):
             for _ in range(number):
                 index_K = layer * in_layer + rng.choice(in_layer, size, replace=False)
-                found.append(Chosen(matrix, layer, index_K))
+                found.append(Chosen(matrix, layer, index_K, in_layer / size))
     return found
 
 

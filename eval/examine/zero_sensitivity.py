@@ -25,8 +25,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """weights, groups: how many of each are drawn in every matrix of every layer; share: of the matrix's weights
-    in one group."""
+    """weights, groups: how many of each are drawn in every matrix of every layer, small or large, so that in means,
+    quantiles and shares over all matrices each counts as its matrix is large; share: of the matrix's weights in one
+    group."""
 
     weights: int = 8
     groups: int = 4
@@ -69,11 +70,13 @@ def run(examined: Examined, settings: Settings, tick: Tick) -> Iterator[Finding]
                 for one in found
             ]
         )
-        for j, task in enumerate(losses.tasks):
-            yield from _distribution("zero_sensitivity", rise_UJ[:, j], part, task)
-            yield from _signs(rise_UJ[:, j], part, task)
-            yield from _distribution("zero_sensitivity_first_order", first_UJ[:, j], part, task)
-            yield from _correlation("first_order_agreement", rise_UJ[:, j], first_UJ[:, j], part, task)
+        of_U = np.array([one.of for one in found])
+        for task, rise_U, first_U in zip(losses.tasks, rise_UJ.T, first_UJ.T, strict=True):
+            yield from _distribution("zero_sensitivity", rise_U, of_U, part, task)
+            yield from _signs(rise_U, of_U, part, task)
+            yield from _distribution("zero_sensitivity_first_order", first_U, of_U, part, task)
+            yield from _correlation("first_order_agreement", rise_U, first_U, part, task)
+            yield from _slope(rise_U, first_U, part, task)
         yield from overlaps(rise_UJ, losses.tasks, part)
         if part == "weight":
             yield from _of_matrices(examined, found, rise_UJ[:, 0])
@@ -86,19 +89,23 @@ def _estimate(examined: Examined, index_N: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(each).ravel() for name, each in found.items()}
 
 
-def _distribution(metric: str, rise_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
-    """The mean, and quantiles on an axis of their own."""
+def _distribution(
+    metric: str, rise_U: np.ndarray, of_U: np.ndarray, part: str, task: str
+) -> Iterator[Finding]:
+    """The mean, and quantiles on an axis of their own: the smallest value that a share q does not exceed.  of_U:
+    what each draw counts as."""
     n = len(rise_U)
-    yield Finding(metric, rise_U.mean(), n, Place(part=part), task)
+    yield Finding(metric, np.average(rise_U, weights=of_U), n, Place(part=part), task)
     for q in QUANTILES:
-        value = np.quantile(rise_U, q) if np.isfinite(rise_U).all() else np.nan
-        yield Finding(metric, value, n, Place(axis="quantile", at=q, part=part), task)
+        finite = np.isfinite(rise_U).all()
+        value = np.quantile(rise_U, q, weights=of_U, method="inverted_cdf") if finite else np.nan
+        yield Finding(metric, float(value), n, Place(axis="quantile", at=q, part=part), task)
 
 
-def _signs(rise_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
+def _signs(rise_U: np.ndarray, of_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
     finite_U = np.isfinite(rise_U)
     for metric, sign_U in (("harmed_share", rise_U > 0), ("helped_share", rise_U < 0)):
-        share = np.where(finite_U, sign_U, np.nan).mean()
+        share = np.average(np.where(finite_U, sign_U, np.nan), weights=of_U)
         yield Finding(metric, share, len(rise_U), Place(part=part), task)
 
 
@@ -109,6 +116,15 @@ def _correlation(
     value = rank_correlation(a, b) if np.isfinite([a, b]).all() else np.inf
     if not np.isnan(value):
         yield Finding(metric, value, len(a), Place(part=part), task)
+
+
+def _slope(rise_U: np.ndarray, first_U: np.ndarray, part: str, task: str) -> Iterator[Finding]:
+    """Through the origin, of the exact rise on the estimate: of the two it is the exact one that has rounding.
+    Nothing where all estimates are 0."""
+    finite = np.isfinite([rise_U, first_U]).all()
+    if not finite or first_U.any():
+        value = rise_U @ first_U / (first_U @ first_U) if finite else np.nan
+        yield Finding("first_order_slope", value, len(rise_U), Place(part=part), task)
 
 
 def _of_matrices(examined: Examined, found: list[Chosen], rise_U: np.ndarray) -> Iterator[Finding]:
@@ -144,19 +160,20 @@ EXAMINATION = Examination(
         Metric(
             name="zero_sensitivity",
             unit="nats/token",
-            meaning="rise of the loss when a weight, or a group, drawn is set to zero: mean and quantiles",
+            meaning="rise of the loss when a weight, or a group, drawn is set to zero: mean and quantiles, "
+            "matrices weighed by size",
             better="neither",
         ),
         Metric(
             name="harmed_share",
             unit="fraction",
-            meaning="share of the weights, or groups, drawn whose zeroing raises the loss",
+            meaning="share of weights, or groups, drawn whose zeroing raises the loss, matrices weighed by size",
             better="neither",
         ),
         Metric(
             name="helped_share",
             unit="fraction",
-            meaning="share of the weights, or groups, drawn whose zeroing lowers the loss",
+            meaning="share of weights, or groups, drawn whose zeroing lowers the loss, matrices weighed by size",
             better="neither",
         ),
         Metric(
@@ -169,6 +186,13 @@ EXAMINATION = Examination(
             name="first_order_agreement",
             unit="",
             meaning="rank correlation of the exact and the first-order rise over the weights, or groups, drawn",
+            better="neither",
+        ),
+        Metric(
+            name="first_order_slope",
+            unit="ratio",
+            meaning="least-squares slope through 0 of the exact rise on the first-order one, over the weights, or "
+            "groups, drawn: 1 where the estimate has the right size, .1 where it is ten times too large",
             better="neither",
         ),
         OVERLAP,
@@ -187,5 +211,5 @@ EXAMINATION = Examination(
     ),
     forwards=forwards,
     run=run,
-    version=2,
+    version=3,
 )

@@ -132,7 +132,7 @@ def test_concentration_and_overlap_are_those_of_the_effects():
 
 def test_a_unit_whose_removal_helps_a_task_much_is_not_one_it_is_insensitive_to():
     """Task A depends least on units 1 and 2, task B on 0 and 1."""
-    rise_UJ = np.array([[0, -9, 0.1], [0, 0.1, -0.2], [0, 0.2, -7], [0, 5, 9]])
+    rise_UJ = np.array([[0, -9, 0.1], [0, 0.1, 0.2], [0, 0.2, 7], [0, 5, 9]])
     (found,) = overlaps(rise_UJ, ("all", "A", "B"), "head")
     assert (found.value, found.task) == (1 / 3, "A and B")
 

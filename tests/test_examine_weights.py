@@ -143,8 +143,8 @@ def test_weights_that_are_zero_already_cost_exactly_nothing():
 
 
 def test_a_matrix_counts_as_it_has_many_weights():
-    """Of two matrices of 100 and 900 weights 50 are drawn each: one in two of the small one's helps by 1, one of ten
-    of the large one's, and all others harm by 1."""
+    """Of two matrices of 100 and 900 weights 50 are drawn each: one in two of the small one's helps by 1, of the
+    large one's one in ten, and all others harm by 1."""
     small, large = np.repeat([-1.0, 1.0], 25), np.repeat([-1.0, 1.0], [5, 45])
     rise_U, of_U = np.concatenate([small, large]), np.repeat([100.0, 900.0], 50)
     told = {f.metric: f.value for f in zero_sensitivity._signs(rise_U, of_U, "weight", "all")}

@@ -13,16 +13,18 @@ import pandas as pd
 
 from wane.eval.cost_table import FLOOR
 from wane.eval.relations import Line, line
+from wane.eval.selection import MILD, STRONG
 
 FEWEST = 4  # severities above 0 of a curve that is fitted
 PERCENT = 100  # ln acc / ln acc0 falls with harm only where accuracy is above 1
 NOTE = (
     "- in print ln(acc/acc0) has slope -1 and intercept 0, or ln acc/ln acc0, in percent, slope -1; "
-    "left out: error of accuracy at severities not fitted, of this line and of accuracy itself as a line"
+    "left out: error of accuracy at severities not fitted, of this line and of accuracy itself as a line; "
+    f"extrapolated: the same from {STRONG['fraction']:g} on, fitted up to {MILD['fraction']:g}"
 )
 HEADERS = (
     "curve", "shape", "task", "severities", "ln(acc/acc0) slope", "intercept", "R²", "ln acc/ln acc0 slope",
-    "left out", "linear left out",
+    "left out", "linear left out", "extrapolated", "linear extrapolated",
 )  # fmt: skip
 
 
@@ -31,14 +33,17 @@ class AccuracyLaw:
     """difference: ln(acc / acc0) = intercept + slope s, in print 0 and -1; along 1 - s the slope is the negative.
     ratio: ln acc / ln acc0 of accuracies in percent, in print 1 and -1.  r2: of both, NaN where the accuracy does
     not change.  left_out: root mean square of predicted - measured accuracy (a fraction) at severities that the
-    line had not seen, one at a time; linear_left_out: the same of accuracy as a line in s.  severities: how many
-    were fitted, 0 among them."""
+    line had not seen, one at a time; extrapolated: at severities from STRONG on, fitted up to MILD, NaN where the
+    curve has fewer than two severities there or none here; linear_left_out, linear_extrapolated: the same of
+    accuracy as a line in s.  severities: how many were fitted, 0 among them."""
 
     difference: Line
     ratio: Line
     r2: float
     left_out: float
     linear_left_out: float
+    extrapolated: float
+    linear_extrapolated: float
     severities: int
 
 
@@ -60,16 +65,31 @@ def accuracy_law(severity: Sequence[float], accuracy: Sequence[float]) -> Accura
         r2=float(1 - np.sum(residual**2) / spread) if spread else float("nan"),
         left_out=_left_out(s, accuracy, np.log, np.exp),
         linear_left_out=_left_out(s, accuracy, np.positive, np.positive),
+        extrapolated=_extrapolated(s, accuracy, np.log, np.exp),
+        linear_extrapolated=_extrapolated(s, accuracy, np.positive, np.positive),
         severities=len(s),
     )
 
 
 def _left_out(s: np.ndarray, accuracy: np.ndarray, there: Callable, back: Callable) -> float:
     """Of a line in s of `there(accuracy)`, whose inverse is `back`."""
-    missed = []
-    for i in range(len(s)):
-        fitted = line(np.delete(s, i), there(np.delete(accuracy, i)))
-        missed.append(back(fitted.intercept + fitted.slope * s[i]) - accuracy[i])
+    return _root_mean_square([_missed(s, accuracy, s != one, s == one, there, back) for one in s])
+
+
+def _extrapolated(s: np.ndarray, accuracy: np.ndarray, there: Callable, back: Callable) -> float:
+    seen, asked = s <= MILD["fraction"], s >= STRONG["fraction"]
+    if seen.sum() < 2 or not asked.any():
+        return float("nan")
+    return _root_mean_square(_missed(s, accuracy, seen, asked, there, back))
+
+
+def _missed(s, accuracy, seen, asked, there: Callable, back: Callable) -> np.ndarray:
+    """Predicted - measured accuracy of the points asked, by a line through those seen."""
+    fitted = line(s[seen], there(accuracy[seen]))
+    return back(fitted.intercept + fitted.slope * s[asked]) - accuracy[asked]
+
+
+def _root_mean_square(missed: Sequence[float] | np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(missed))))
 
 
@@ -98,7 +118,7 @@ def accuracy_laws(points: pd.DataFrame, undegraded: pd.DataFrame) -> pd.DataFram
 
 def accuracy_text(found: pd.DataFrame) -> str:
     """The rows of `accuracy_laws` in Markdown, and what is in print."""
-    lines = [HEADERS, ["---"] * 3 + ["---:"] * 7]
+    lines = [HEADERS, ["---"] * 3 + ["---:"] * 9]
     for row in found.itertuples():
         law = row.law
         slope, intercept, ratio = (
@@ -110,7 +130,8 @@ def accuracy_text(found: pd.DataFrame) -> str:
             )
         )
         fitted = ["" if np.isnan(law.r2) else f"{law.r2:.2f}", ratio]
-        missed = [f"{law.left_out:.3f}", f"{law.linear_left_out:.3f}"]
+        errors = (law.left_out, law.linear_left_out, law.extrapolated, law.linear_extrapolated)
+        missed = ["" if np.isnan(error) else f"{error:.3f}" for error in errors]
         named = [row.curve, row.group, row.task, str(law.severities)]
         lines.append([*named, slope, intercept, *fitted, *missed])
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", NOTE])

@@ -34,6 +34,28 @@ def test_the_rival_wins_where_accuracy_itself_is_a_line():
     assert law.linear_left_out < 1e-9 < 0.01 < law.left_out
 
 
+def test_the_strong_severities_are_asked_of_a_line_through_the_mild_ones():
+    """A knee at .35: the mild severities follow the law, the strong ones lie a fifth below it."""
+    true = 0.9 * np.exp(-S)
+    law = accuracy_law(S, np.where(S < 0.35, true, 0.8 * true))
+    strong = S >= 0.5
+    assert law.extrapolated == pytest.approx(np.sqrt(np.mean((0.2 * true[strong]) ** 2)))
+    assert accuracy_law(S, true).extrapolated < 1e-9 < 0.02 < accuracy_law(S, true).linear_extrapolated
+    straight = accuracy_law(S, 0.9 - 0.8 * S)
+    assert straight.linear_extrapolated < 1e-9 < 0.02 < straight.extrapolated
+    mild = np.polyfit(S[:4], true[:4], 1)
+    told = np.polyval(mild, S[strong]) - true[strong]
+    assert accuracy_law(S, true).linear_extrapolated == pytest.approx(np.sqrt(np.mean(told**2)))
+
+
+@pytest.mark.parametrize("chosen", [S < 0.45, (S == 0) | (S > 0.35)])
+def test_without_mild_or_strong_severities_nothing_is_extrapolated(chosen):
+    law = accuracy_law(S[chosen], 0.9 * np.exp(-S[chosen]))
+    assert math.isnan(law.extrapolated)
+    assert math.isnan(law.linear_extrapolated)
+    assert law.left_out < 1e-9
+
+
 def test_slope_r2_and_left_out_of_a_noisy_curve_by_other_means():
     accuracy = 0.8 * np.exp(-0.7 * S + np.random.default_rng(0).normal(0, 0.1, len(S)))
     law = accuracy_law(S, accuracy)
@@ -113,3 +135,7 @@ def test_the_table_has_as_many_cells_as_headers():
     headers, rule, row, _, note = accuracy_text(accuracy_laws(curve(np.exp(-S)), BOUNDS)).splitlines()
     assert note.startswith("- in print")
     assert headers.count("|") == rule.count("|") == row.count("|")
+    assert headers.endswith("| extrapolated | linear extrapolated |")
+    assert row.split(" | ")[-2] == "0.000"
+    short = curve(np.where(S < 0.45, np.exp(-S), 0.02))
+    assert accuracy_text(accuracy_laws(short, BOUNDS)).splitlines()[2].endswith("|  |  |")

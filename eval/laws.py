@@ -8,7 +8,7 @@ import pandas as pd
 from wane.eval import summary
 from wane.eval.accuracy_law import accuracy_laws, accuracy_text
 from wane.eval.curves import load_curves
-from wane.eval.relations import SLICE_LAW, slice_law
+from wane.eval.relations import SLICE_LAW, slice_law, slice_law_misses
 from wane.eval.selection import Comparison, Points, best_by, compare
 
 FEWEST = 4  # severities strictly between 0 and 1 of a curve that is fitted
@@ -16,12 +16,19 @@ UNITS = ("fraction", "bits")
 NOISE = {"stream noise power": "stream_noise_to_signal", "block noise power": "block_noise_to_signal"}
 HEADERS = (
     "curve", "shape", "relation", "parameters", "left out", "extrapolated", "next best", "by AICc", "by seed",
-    "seed left out", f"{SLICE_LAW} misses", "slope", "stream NSR^b", "block NSR^b",
+    "seed left out", f"{SLICE_LAW} misses", "slope", "free slope", "intercept", "ratio left out", "stream NSR^b",
+    "block NSR^b",
+)  # fmt: skip
+SLICES = (
+    "slice_misses", "slope", "slope_error", "free_slope", "free_slope_error", "intercept", "intercept_error",
+    "ratio_misses", "line_misses", "free_misses",
 )  # fmt: skip
 NOTE = (
     "- left out, extrapolated, seed left out, misses: root mean square of ln(predicted / measured) at severities, "
-    "or of whole seeds, that the fit had not seen; NSR^b: exponent and, in brackets, what a power of the measured "
-    "noise to signal misses at left-out severities"
+    "or of whole seeds, that the fit had not seen; slope: of ln PPL0 / ln PPL below s = 1, through 1 at s = 0; "
+    f"free slope, intercept: both fitted, -1 and 1 in print; ratio left out: root mean square of what {SLICE_LAW}, "
+    "the line through 1 and the free line miss of ln PPL0 / ln PPL at left-out severities; NSR^b: exponent and, in "
+    "brackets, what a power of the measured noise to signal misses at left-out severities"
 )
 
 
@@ -56,9 +63,10 @@ def laws(points: pd.DataFrame, members: pd.DataFrame | None = None) -> pd.DataFr
     left-out severities (`selection.best_by`), its `formula`, `parameters`, `left_out` and `extrapolated`
     (`selection.Comparison`), `runner_up`; `by_aicc`, the relation of the smallest criterion; `by_seed`, that to
     believe from left-out members, and its `seed_left_out` (None and nan where there is none).  Of the slice law,
-    for fractions, `slice_misses`, its `left_out` with nothing fitted, and of ln PPL0 / ln PPL = 1 + slope s `slope`
-    and `slope_error`.  Of a power of noise to signal, where it was measured, its exponent by the names of NOISE,
-    and its `left_out` as `.. misses`.
+    for fractions, `slice_misses`, its `left_out` with nothing fitted; of ln PPL0 / ln PPL = 1 + slope s `slope` and
+    `slope_error`; of its rival with both fitted `free_slope`, `intercept` and their errors; what the three miss of
+    that ratio (`relations.slice_law_misses`), `ratio_misses`, `line_misses`, `free_misses`.  Of a power of noise to
+    signal, where it was measured, its exponent by the names of NOISE, and its `left_out` as `.. misses`.
 
     points: of `summary.plain_curves`; members: of `summary.member_curves`.
     """
@@ -116,9 +124,17 @@ def _told(mean: Points, single: list[Points]) -> dict:
 
 def _of_slices(mean: Points, law: Comparison | None) -> dict[str, float]:
     if law is None:
-        return dict.fromkeys(("slice_misses", "slope", "slope_error"), np.nan)
-    line = slice_law(mean.severity, mean.undegraded + mean.excess, intercept=1.0)
-    return {"slice_misses": law.left_out, "slope": line.slope, "slope_error": line.slope_error}
+        return dict.fromkeys(SLICES, np.nan)
+    below = mean.severity < 1  # where nothing is left the law says an infinite loss
+    s, loss = mean.severity[below], mean.undegraded + mean.excess[below]
+    through, free = slice_law(s, loss, intercept=1.0), slice_law(s, loss)
+    off = 1 - s - loss[0] / loss
+    told = (
+        law.left_out, through.slope, through.slope_error, free.slope, free.slope_error, free.intercept,
+        free.intercept_error, float(np.sqrt(np.mean(off[1:] ** 2))), slice_law_misses(s, loss, intercept=1.0),
+        slice_law_misses(s, loss),
+    )  # fmt: skip
+    return dict(zip(SLICES, told, strict=True))
 
 
 def _parameters(found: Comparison) -> str:
@@ -127,19 +143,25 @@ def _parameters(found: Comparison) -> str:
 
 def laws_text(found: pd.DataFrame) -> str:
     """The rows of `laws` in Markdown, and the formulas of the families that stand there."""
-    lines = [HEADERS, ["---"] * 4 + ["---:"] * 2 + ["---"] * 3 + ["---:"] * 5]
+    lines = [HEADERS, ["---"] * 4 + ["---:"] * 2 + ["---"] * 3 + ["---:"] * 8]
     for row in found.to_dict("records"):
         named = [row["curve"], row["group"], row["relation"], row["parameters"]]
         others = [row["runner_up"], row["by_aicc"] or "", row["by_seed"] or "", _number(row["seed_left_out"])]
-        slope = "" if np.isnan(row["slope"]) else f"{row['slope']:.3f} ± {row['slope_error']:.3f}"
+        fitted = [_measured(row[name], row[f"{name}_error"]) for name in ("slope", "free_slope", "intercept")]
+        ratio = [row[name] for name in ("ratio_misses", "line_misses", "free_misses")]
+        ratio = "" if np.isnan(ratio).any() else " / ".join(f"{missed:.3f}" for missed in ratio)
         noise = [
             "" if np.isnan(row[name]) else f"{row[name]:.2f} ({row[f'{name} misses']:.2f})" for name in NOISE
         ]
         missed = [_number(row["left_out"]), _number(row["extrapolated"])]
-        lines.append([*named, *missed, *others, _number(row["slice_misses"]), slope, *noise])
+        lines.append([*named, *missed, *others, _number(row["slice_misses"]), *fitted, ratio, *noise])
     said = dict(zip(found["relation"], found["formula"], strict=True))
     formulas = [f"- {name}: {formula}" for name, formula in said.items()]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", NOTE, *formulas])
+
+
+def _measured(x: float, error: float) -> str:
+    return "" if np.isnan(x) else f"{x:.3f} ± {error:.3f}"
 
 
 def _number(x: float) -> str:

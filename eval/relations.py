@@ -210,11 +210,25 @@ class Line:
 def slice_law(severity: Sequence[float], loss: Sequence[float], *, intercept: float | None = None) -> Line:
     """ln PPL0 / ln PPL = loss(0) / loss(s) against the sliced fraction s: the law in print says 1 - s, that is
     slope -1 and intercept 1.  The first loss is that of severity 0.  intercept: given (1: through the dense model)
-    or fitted.  Raises ValueError where the first severity is another."""
+    or fitted.  A model of which nothing is left, s = 1, is for the caller to leave out.  Raises ValueError where
+    the first severity is another."""
     s, y = np.asarray(severity, float), np.asarray(loss, float)
     if s[0] != 0:
         raise ValueError(f"severity[0] = {s[0]}: the first point must be the undegraded model")
     return line(s, y[0] / y, intercept=intercept)
+
+
+def slice_law_misses(
+    severity: Sequence[float], loss: Sequence[float], *, intercept: float | None = None
+) -> float:
+    """Root mean square of predicted - measured ln PPL0 / ln PPL at each severity above 0, from the `slice_law` of
+    the others."""
+    s, loss = np.asarray(severity, float), np.asarray(loss, float)
+    missed = []
+    for i in range(1, len(s)):
+        seen = slice_law(np.delete(s, i), np.delete(loss, i), intercept=intercept)
+        missed.append(seen.intercept + seen.slope * s[i] - loss[0] / loss[i])
+    return float(np.sqrt(np.mean(np.square(missed))))
 
 
 def line(x: Sequence[float], y: Sequence[float], *, intercept: float | None = None) -> Line:

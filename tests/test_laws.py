@@ -52,6 +52,34 @@ def test_a_model_that_follows_the_slice_law_has_slope_minus_1():
     assert text.splitlines()[-1].startswith("- ")
 
 
+def test_a_line_that_does_not_start_at_1_has_its_intercept_read():
+    """ln PPL0 / ln PPL = .9 - .6 s behind the dense model, against numpy's line; what each form misses too."""
+    ratio = np.where(S > 0, 0.9 - 0.6 * S, 1.0)
+    (row,) = laws(points("m", "wide", 2.0 / ratio - 2.0)).to_dict("records")
+    slope, intercept = np.polyfit(S, ratio, 1)
+    assert (row["free_slope"], row["intercept"]) == pytest.approx((slope, intercept))
+    assert row["slope"] == pytest.approx(np.sum(S * (ratio - 1)) / np.sum(S**2))
+    alone = [np.arange(len(S)) != i for i in range(1, len(S))]
+    free = [np.polyval(np.polyfit(S[a], ratio[a], 1), S[~a]) - ratio[~a] for a in alone]
+    through = [1 + np.sum(S[a] * (ratio[a] - 1)) / np.sum(S[a] ** 2) * S[~a] - ratio[~a] for a in alone]
+    for name, missed in (("free", free), ("line", through), ("ratio", 1 - S[1:] - ratio[1:])):
+        assert row[f"{name}_misses"] == pytest.approx(np.sqrt(np.mean(np.square(missed)))), name
+    assert row["free_misses"] < row["line_misses"] < row["ratio_misses"]
+    text = laws_text(pd.DataFrame([row]))
+    assert f" | {row['intercept']:.3f} ± {row['intercept_error']:.3f} | " in text
+    headers, rule, first, *_ = text.splitlines()
+    assert headers.count("|") == rule.count("|") == first.count("|")
+
+
+def test_a_model_of_which_nothing_is_left_bends_no_line():
+    whole = np.append(S, 1.0)
+    excess = np.append(2.0 / (1 - S) - 2.0, 4.0)  # finite, where the law says infinite
+    (row,) = laws(points("m", "wide", excess, severity=whole)).to_dict("records")
+    for name, truth in (("slope", -1), ("free_slope", -1), ("intercept", 1)):
+        assert row[name] == pytest.approx(truth), name
+    assert max(row["ratio_misses"], row["line_misses"], row["free_misses"]) < 1e-9
+
+
 def test_laws_of_bits():
     severity = 1 - BITS / 16
     falls, powers = 40 * 2 ** (-2 * 0.9 * BITS), 30 * BITS**-3.5
@@ -65,7 +93,7 @@ def test_laws_of_bits():
     assert found["relation"].to_dict() == {"gptq": "bits power", "rtn": "bits exponential"}
     assert found.loc["gptq", "parameters"] == "c 30, gamma 3.5"
     assert found.loc["rtn", "parameters"] == f"c 40, k {0.9 * np.log(4):.3g}"
-    assert found["slope"].isna().all()
+    assert found[["slope", "free_slope", "intercept", "free_misses"]].isna().all(axis=None)
     text = laws_text(found.reset_index())
     assert "- bits power: C P^-gamma" in text
     assert "A 2^(-2 gamma b) with gamma = k / ln 4" in text

@@ -10,31 +10,36 @@ import pandas as pd
 from wane.eval import summary, tables
 from wane.scaling.degrade import GROUPS
 
-STRUCTURED = [*GROUPS["Width"], *GROUPS["Depth"], *GROUPS["Routing"]]
 ALWAYS, AT = ("sparsegpt", "wanda"), 0.5  # what others are compared with, measured here or not
+NOT_WEIGHTS = ("activations", "kv_cache")  # of precision: they round what passes through
+KINDS = ("Weights", "Width", "Depth", "Routing", "Precision")
+COMPRESSING = [name for kind in KINDS for name in GROUPS[kind] if name not in NOT_WEIGHTS]
 FLOOR = 0.1  # of the way from chance to ceiling: below, a ratio of two scores is noise
 KEYS = ["group", "curve", "severity"]
 
 
 def costs(frame: pd.DataFrame, groups: list[str], speed: Mapping) -> pd.DataFrame:
-    """One row per shape, method and compression: group, curve, severity, method, setting, compression_ratio,
-    one column `retention TASK` per task, and `forward` and `request`, the quartiles of the measured speed-up.
-    NaN or None where nothing was measured.
+    """One row per shape, method and compression: group, curve, severity, method, setting, setting_unit,
+    compression_ratio, one column `retention TASK` per task, and `forward` and `request`, the quartiles of the
+    measured speed-up.  NaN or None where nothing was measured.
 
     frame: what `summary.prepare` returned; speed: what `wane speed` wrote, empty where it has not run.
-    Structured methods stand at all their severities, SparseGPT and Wanda at 50 %, by name alone where they
-    were not swept.
+    All methods that compress weights stand at all their severities, one after the other too; SparseGPT and
+    Wanda at 50 % by name alone where they were not measured there.
     """
     rows = summary.plain(frame)
     rows = rows[(rows["status"] == "ok") & (rows["severity"] > 0)]
-    always = rows["method"].isin(ALWAYS) & np.isclose(rows["severity"], AT)
-    rows = rows[rows["method"].isin(STRUCTURED) | always]
-    found = rows.groupby([*KEYS, "method"])[["setting", "compression_ratio"]].mean().reset_index()
+    compressing = [name for name in rows["method"].unique() if set(name.split("+")) <= set(COMPRESSING)]
+    rows = rows[rows["method"].isin(compressing)]
+    by = [*KEYS, "method", "setting_unit"]
+    found = rows.groupby(by)[["setting", "compression_ratio"]].mean().reset_index()
+    there = found[np.isclose(found["severity"], AT)]
+    asked = {"severity": AT, "setting": AT, "setting_unit": "fraction"}
     missing = [
-        {"group": group, "curve": method, "severity": AT, "method": method, "setting": AT}
+        {"group": group, "curve": method, "method": method} | asked
         for group in groups
         for method in ALWAYS
-        if not ((found["group"] == group) & (found["method"] == method)).any()
+        if not ((there["group"] == group) & (there["method"] == method)).any()
     ]
     table = pd.DataFrame(found.to_dict("records") + missing, columns=[*found.columns])
     table = table.join(retention(frame, rows), on=KEYS)
@@ -42,8 +47,8 @@ def costs(frame: pd.DataFrame, groups: list[str], speed: Mapping) -> pd.DataFram
     keys = zip(table["group"], table["curve"], table["severity"].round(6), strict=True)
     timed = [measured.get(key, {}) for key in keys]
     table = table.assign(**{kind: [found.get(kind) for found in timed] for kind in ("forward", "request")})
-    methods = [*ALWAYS, *STRUCTURED]
-    place = {"group": groups.index, "method": methods.index}
+    methods = [*ALWAYS, *COMPRESSING]
+    place = {"group": groups.index, "method": lambda name: methods.index(name.partition("+")[0])}
     return table.sort_values(
         ["group", "method", "curve", "severity"],
         key=lambda column: column.map(place[column.name]) if column.name in place else column,
@@ -97,7 +102,7 @@ def cost_table(table: pd.DataFrame, gate: pd.DataFrame, speed: Mapping) -> str:
         rows.append([
             html.escape(row["group"]),
             html.escape(row["curve"]),
-            f"{100 * row['setting']:.3g} %",
+            _setting(row["setting"], row["setting_unit"]),
             "" if pd.isna(row["compression_ratio"]) else f"{row['compression_ratio']:.2f}",
             *kept,
             _speed_up(row["forward"]),
@@ -105,8 +110,15 @@ def cost_table(table: pd.DataFrame, gate: pd.DataFrame, speed: Mapping) -> str:
             html.escape(str(speed.get("device", ""))) if timed else "",
         ])  # fmt: skip
     names = [html.escape(name.partition(" ")[2]) for name in tasks]
-    headers = ["shape", "method", "removed", "compression", *names]
+    headers = ["shape", "method", "setting", "compression", *names]
     return tables.table([*headers, *_speed_headers(batches), "device"], rows)
+
+
+def _setting(setting: float, unit: str) -> str:
+    """What was asked for: a share removed, bits, or how many times smaller."""
+    if unit == "fraction":
+        return f"{100 * setting:.3g} %"
+    return f"{setting:.3g} bits" if unit == "bits" else f"{setting:.3g} ×"
 
 
 def _speed_headers(batches: list) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from test_report import member_row
 
 from wane.eval import summary
-from wane.eval.cost_table import cost_table, costs
+from wane.eval.cost_table import COMPRESSING, cost_table, costs
 from wane.eval.curves import load_curves
 from wane.eval.record import write_rows
 from wane.eval.report import write_report
@@ -49,7 +49,13 @@ def study():
                 rows += point(shape, seed, "random_neurons", 0.5, lost, draw=draw)
             rows += point(shape, seed, "wanda", 0.5, {"K": whole / 2})
             rows += point(shape, seed, "wanda", 0.7, {"K": 0})
-            rows += point(shape, seed, "rtn", 0.5, {"K": whole})
+            for bits, left in ((8, 1.0), (4, 0.5)):
+                rounded = {"setting": bits, "setting_unit": "bits"}
+                rows += point(shape, seed, "rtn", 1 - bits / 16, {"K": whole * left}, **rounded)
+            for method in ("kv_cache", "gaussian_noise", "wanda+recovery"):
+                rows += point(shape, seed, method, 0.5, {"K": whole})
+            second = {"severity_2": 0.75, "setting_2": 4.0, "setting_2_unit": "bits"}
+            rows += point(shape, seed, "wanda+rtn", 0.5, {"K": whole / 4}, **second)
             rows += point(shape, seed, "random_neurons", 0.25, {"K": whole}, settings='{"group":"global"}')
             rows += point(shape, seed, "random_neurons", 0.25, {"K": 0}, layer=1)
     return rows
@@ -86,11 +92,27 @@ def row_of(table, curve, severity, group="d64-L9") -> pd.Series:
     return table[chosen].squeeze()
 
 
-def test_structured_methods_stand_beside_sparsegpt_and_wanda_at_half(table):
+def test_all_methods_that_compress_weights_stand_beside_sparsegpt_and_wanda_at_half(table):
+    """Neither what rounds a cache, nor noise, nor what was trained again; of two methods those that both do."""
+    pruned = [("sparsegpt", 0.5), ("wanda", 0.5), ("wanda", 0.7), ("wanda+rtn · then 4 bits", 0.5)]
     neurons = [("random_neurons", 0.5), ("random_neurons · group global", 0.25)]
-    rows = [("sparsegpt", 0.5), ("wanda", 0.5), *neurons]
+    rows = [*pruned, *neurons, ("rtn", 0.5), ("rtn", 0.75)]
     found = list(zip(table["group"], table["curve"], table["severity"], strict=True))
     assert found == [(group, *row) for group in SHAPES for row in rows]
+    assert set(COMPRESSING) >= {
+        "magnitude_weights",
+        "gptq",
+        "awq",
+        "slicegpt",
+        "remove_layers",
+        "fewer_experts",
+    }
+
+
+def test_what_was_swept_at_other_severities_only_stands_at_half_too(frame):
+    other = frame[~((frame["method"] == "wanda") & (frame["severity"] == 0.5))]
+    row = row_of(costs(other, list(SHAPES), {}), "wanda", 0.5)
+    assert np.isnan(row["retention K"])
 
 
 def test_retention_is_a_mean_over_draws_then_over_seeds(table):
@@ -136,13 +158,15 @@ def test_cells_that_were_not_measured_are_empty(frame, table):
     gate = summary.competence(frame, score=0.3, share=0.8)
     head, *rows = cells(cost_table(table, gate, speed_of()))
     assert head == [
-        "shape", "method", "removed", "compression", "K", "X", "speed-up, batch 32", "speed-up, one request",
+        "shape", "method", "setting", "compression", "K", "X", "speed-up, batch 32", "speed-up, one request",
         "device",
     ]  # fmt: skip
     assert rows[0] == ["d128-L2", "sparsegpt", "50 %", *[""] * 6]
     assert rows[1][:5] == ["d128-L2", "wanda", "50 %", "1.33", "50%"]
     timed = "1.50 <small>[1.25, 1.75]</small>"
-    assert rows[6][4:] == ["28%", "", timed, timed, "a &lt;fast&gt; machine"]
+    assert rows[12][4:] == ["28%", "", timed, timed, "a &lt;fast&gt; machine"]
+    assert rows[7][1:5] == ["rtn", "4 bits", "1.60", "50%"]
+    assert rows[7][5:] == [""] * 4
     strict = summary.competence(frame, score=0.5, share=0.8)
     assert cells(cost_table(table, strict, {}))[2][4] == '<span class="closed">50%</span>'
 
@@ -166,8 +190,14 @@ def test_the_report_has_the_table_with_and_without_timings(tmp_path):
         write_report(tmp_path)
 
 
+def test_a_ratio_is_told_as_one():
+    row = {"group": "g", "curve": "mixed_precision", "setting": 6.0, "setting_unit": "ratio"}
+    row |= {"compression_ratio": 5.9, "forward": None, "request": None}
+    assert cells(cost_table(pd.DataFrame([row]), pd.DataFrame(), {}))[1][2] == "6 ×"
+
+
 def test_a_study_without_any_of_this_has_two_empty_rows(tmp_path):
-    rows = [member_row("d128-L2", 0, method="rtn", severity=s, value=2.0) for s in (0.0, 0.5)]
+    rows = [member_row("d128-L2", 0, method="kv_cache", severity=s, value=2.0) for s in (0.0, 0.5)]
     write_rows(tmp_path / "curves.parquet", rows)
     bare = summary.prepare(load_curves(tmp_path))
     table = costs(bare, ["d128-L2"], {})

@@ -196,9 +196,10 @@ def _cost(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame, speed: Map
         '<p class="note">Setting: what was asked for: a share removed, bits, or a ratio. Compression: 16 bits over '
         "the bits that a weight still takes, indices included. Tasks: share of the undegraded model's (accuracy − "
         "chance) / (ceiling − chance) that is left, a mean over seeds; coloured where too few seeds pass the gate, "
-        f"empty where one of them was below {cost_table.FLOOR:g} before anything was taken. Speed-up: how many times "
-        "as fast the really smaller model is, of the shape's first seed, median and quartiles of rounds in turns with "
-        "the trained one (<code>wane speed</code>). Empty: not measured, or the model gets no smaller.</p>"
+        f"empty where one of them was below {cost_table.FLOOR:g} before anything was taken. Speed-up: how many "
+        "times as fast the really smaller model is, of the shape's first seed, median and quartiles of rounds in "
+        "turns with the trained one (<code>wane speed</code>). Empty: not measured, or the model gets no smaller."
+        "</p>"
     )
     table = cost_table.costs(frame, list(shapes["group"]), speed)
     return note + cost_table.cost_table(table, _gate(config, frame)[2], speed)

@@ -1,5 +1,5 @@
-"""Joules that the machine says it has spent: RAPL counters of processors, NVML counters of GPUs.  Where it
-says nothing there is no meter, and nothing is estimated."""
+"""Joules that the machine says it has spent: RAPL counters of processors, NVML counters of GPUs.  Where it says
+nothing there is no meter, or no number, and nothing is estimated."""
 
 import math
 import os
@@ -18,10 +18,12 @@ class Meter(NamedTuple):
     read: Callable[[], list[float]]
     wraps_at: tuple[float, ...]
 
-    def spent(self, before: list[float], after: list[float]) -> float:
-        """Joules between two readings, of all counters together.  A counter may have begun again once."""
+    def spent(self, before: list[float], after: list[float]) -> float | None:
+        """Joules between two readings, of all counters together; None where one of them stood still: it is counted
+        up more rarely than that, or not at all.  A counter may have begun again once."""
         steps = zip(before, after, self.wraps_at, strict=True)
-        return sum(b - a if b >= a else b - a + top for a, b, top in steps)
+        joules = [b - a if b >= a else b - a + top for a, b, top in steps]
+        return sum(joules) if all(joules) else None
 
 
 def meter(platform: str) -> Meter | None:

@@ -70,7 +70,7 @@ def request_run(model: Model, prompt_BS: Array, new_tokens: int) -> Run:
 
 
 class Turn(NamedTuple):
-    """Of one call, a mean over a turn; joules None: the machine does not tell."""
+    """Of one call, a mean over a turn; joules None: the machine does not tell them of this turn."""
 
     seconds: float
     joules: float | None
@@ -96,8 +96,8 @@ def alternate(
         for _ in range(calls):
             jax.block_until_ready(run())
         took = clock() - started
-        joules = meter.spent(spent, meter.read()) / calls if meter else None
-        return Turn(took / calls, joules)
+        joules = meter.spent(spent, meter.read()) if meter else None
+        return Turn(took / calls, None if joules is None else joules / calls)
 
     for run in runs.values():
         turn(run, 1)
@@ -121,11 +121,12 @@ def compare(dense: Run, small: Run, tokens: int, **turns: Any) -> dict:
     found = alternate({"dense": dense, "small": small}, **turns)
     record: dict[str, Any] = {"tokens": tokens}
     for name, measured in found.items():
-        joules = [turn.joules for turn in measured if turn.joules is not None]
+        # A turn that a counter missed went to another turn's account: then none of them is right.
+        joules = [turn.joules for turn in measured]
         record[name] = {
             "seconds": quartiles([turn.seconds for turn in measured]),
             "tokens_per_second": quartiles([tokens / turn.seconds for turn in measured]),
-            "joules_per_token": quartiles([j / tokens for j in joules]) if joules else None,
+            "joules_per_token": None if None in joules else quartiles([j / tokens for j in joules]),
         }
     pairs = zip(found["dense"], found["small"], strict=True)
     return record | {"speed_up": quartiles([a.seconds / b.seconds for a, b in pairs])}

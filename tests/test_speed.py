@@ -50,6 +50,13 @@ def test_packages_are_counted_once_and_begin_again_at_zero(tmp_path):
     assert counter.spent(before, counter.read()) == pytest.approx(0.3 + 0.3)
 
 
+def test_a_counter_that_stood_still_tells_nothing():
+    counter = Meter("made up", lambda: [], (np.inf, 10.0))
+    assert counter.spent([3.0, 9.0], [4.5, 1.0]) == 3.5
+    assert counter.spent([3.0, 9.0], [3.0, 9.0]) is None
+    assert counter.spent([3.0, 9.0], [4.5, 9.0]) is None, "the sum would be too small"
+
+
 def test_where_nothing_can_be_read_there_is_no_meter(tmp_path, monkeypatch):
     assert rapl(tmp_path / "missing") is None
     (plant(tmp_path, "intel-rapl:0", "package-0", 5) / "energy_uj").unlink()
@@ -124,6 +131,18 @@ def test_what_is_told_of_a_pair():
     assert told["dense"]["seconds"]["median"] == 4
     assert told["dense"]["joules_per_token"]["median"] == 8 / 64
     assert compare(*runs, 64, **turns)["dense"]["joules_per_token"] is None
+
+
+def test_where_a_turn_is_missed_no_joules_are_told():
+    """A board that counts up every 10 seconds: turns of 4 and of 1 see nothing, or too much."""
+    machine = Machine(dense=4.0, small=1.0)
+    runs = machine.runs["dense"], machine.runs["small"]
+    for every, told in ((10, False), (1, True)):
+        slow = Meter("slow", lambda every=every: [2.0 * every * (machine.now // every)], (np.inf,))
+        found = compare(*runs, 64, meter=slow, rounds=3, seconds=1.0, clock=machine.clock)
+        assert (found["dense"]["joules_per_token"] is not None) == told
+        assert (found["small"]["joules_per_token"] is not None) == told
+        assert found["speed_up"]["median"] == 4
 
 
 def test_quartiles_are_of_the_rounds():

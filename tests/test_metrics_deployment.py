@@ -1,6 +1,7 @@
 """What a degraded model would cost deployed, against a model that is really built smaller."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +71,41 @@ def test_fewer_heads_cost_less_cache_once_their_group_is_gone():
     assert deployed(Edit(head_LH=jnp.asarray(head_LH)), shape)["deployed_cache"] == (2 * L - 1) * one
 
 
-def test_scattered_zeros_and_fewer_bits_save_nothing_but_a_rounded_cache_does():
+def test_scattered_zeros_and_fewer_bits_save_nothing():
     full = expected(SHAPE)
     assert deployed(edit_of("random_weights", 0.5)) == pytest.approx(full)
     assert deployed(edit_of("rtn", 4)) == pytest.approx(full)
-    cache = deployed(edit_of("kv_cache", 4))
-    assert cache["deployed_cache"] == pytest.approx(full["deployed_cache"] / 4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "settings", "calibrated"),
+    [
+        (4, {}, ""),
+        (4, {"which": "v"}, ""),
+        (2, {"granularity": "channel_keys"}, "k"),
+        (3, {"granularity": "channel_keys", "which": "k"}, "k"),
+        (16, {}, ""),
+    ],
+)
+def test_a_rounded_cache_holds_codes_and_a_range_per_token_and_head(bits, settings, calibrated):
+    """Counted array by array: codes, and in 16 bits the least value and the step of each head that is not
+    calibrated; of a grouped shape."""
+    shape = dataclasses.replace(SHAPE, n_heads=4, n_kv_heads=2)
+    which = {"both": "kv"}.get(settings.get("which", "both"), settings.get("which"))
+    count = 0
+    for _, name, _ in itertools.product(range(shape.n_layers), "kv", range(shape.kv_heads)):
+        rounded = name in which and bits < 16
+        count += shape.head_dim * (bits if rounded else 16)
+        count += sum(16 for _ in ("least", "step")) if rounded and name not in calibrated else 0
+    found = deployed(edit_of("kv_cache", bits, shape, **settings), shape)
+    assert found["deployed_cache"] == pytest.approx(count / 8)
+
+
+def test_layers_whose_cache_is_not_rounded_hold_no_ranges():
+    bits_L = jnp.array([16.0, *[4.0] * (SHAPE.n_layers - 1)])
+    found = deployed(Edit(cache_bits={"k": bits_L, "v": bits_L}))
+    heads, K, L = SHAPE.kv_heads, SHAPE.head_dim, SHAPE.n_layers
+    assert found["deployed_cache"] == pytest.approx(2 * heads * (2 * K + (L - 1) * (K / 2 + 4)))
 
 
 def test_a_sliced_stream_costs_what_the_sliced_model_has():

@@ -4,8 +4,10 @@ Counted are units that are gone whole: heads whose rows of `o` are zero, key-val
 are gone, neurons whose rows of `down` are zero, residual dimensions that a multiplier or a projection took away;
 a sublayer that is passed by has none left.  Weights that are zero here and there save nothing in a dense product,
 and neither do fewer bits: rows tell those in bits_per_weight.  SliceGPT's products on the residual connection are
-added.  Assumed: 16 bits per cached value unless the edit rounds the cache, key and value heads kept while any of
-their queries is; attention over a full context; each token runs through top_k experts, or all that are left.
+added.  Assumed: 16 bits per cached value unless the edit rounds the cache; where it does, 32 more for each head of
+each token, step and least value in 16 bits each, as a scale of weights takes them, and none where calibration fixed
+the range of a channel for all tokens; key and value heads kept while any of their queries is; attention over a full
+context; each token runs through top_k experts, or all that are left.
 """
 
 from typing import NamedTuple
@@ -17,6 +19,7 @@ from wane.eval.metrics.contract import Statistic, Sums, Weights
 from wane.scaling.edit import fold
 
 CACHE_BITS = 16.0
+RANGE_BITS = 2 * 16.0  # step and least value of one head of one token
 
 
 class Left(NamedTuple):
@@ -87,10 +90,13 @@ def flops(_: Sums, weights: Weights) -> Array:
 
 
 def cache_bytes(_: Sums, weights: Weights) -> Array:
-    """Keys and values of one token in all layers."""
-    rest, given = left(weights), weights.edit.cache_bits or {}
-    bits_L = sum(given.get(name, CACHE_BITS) for name in ("k", "v"))
-    return jnp.sum(rest.kv_heads * weights.shape.head_dim * bits_L) / 8
+    """Keys and values of one token in all layers, with the ranges that tell how they were rounded."""
+    edit, per_head_L = weights.edit, 0.0
+    for name in ("k", "v"):
+        bits_L = (edit.cache_bits or {}).get(name, CACHE_BITS)
+        own = name not in (edit.cache_range or {})
+        per_head_L += weights.shape.head_dim * bits_L + jnp.where(own & (bits_L < CACHE_BITS), RANGE_BITS, 0)
+    return jnp.sum(left(weights).kv_heads * per_head_L) / 8
 
 
 def _shortcuts(weights: Weights, rest: Left) -> Array | float:
@@ -109,16 +115,19 @@ def _sliced_embeddings(weights: Weights, rest: Left) -> Array:
 
 
 METRICS = tuple(
-    Statistic(name=name, unit=unit, meaning=meaning, better="lower", values=values)
-    for name, unit, meaning, values in (
+    Statistic(name=name, unit=unit, meaning=meaning, better="lower", values=values, version=version)
+    for name, unit, meaning, values, version in (
         (
             "deployed_parameters", "parameters",
-            "parameters of the model without its removed units, embeddings included", parameters,
+            "parameters of the model without its removed units, embeddings included", parameters, 1,
         ),
         (
             "deployed_flops", "FLOPs/token",
-            "matrix-product FLOPs per token of a full context without the removed units", flops,
+            "matrix-product FLOPs per token of a full context without the removed units", flops, 1,
         ),
-        ("deployed_cache", "bytes/token", "keys and values of one token in all layers", cache_bytes),
+        (
+            "deployed_cache", "bytes/token",
+            "keys and values of one token in all layers, ranges of a rounded cache included", cache_bytes, 2,
+        ),
     )
 )  # fmt: skip

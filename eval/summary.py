@@ -70,9 +70,9 @@ def curve_name(
 def _excess_loss(loss: pd.DataFrame) -> pd.DataFrame:
     """Loss minus that of the undegraded model: measured in the same curve if it was, else of the same member."""
     member = ["member_id", "train_step", "evaluation_digest", "task"]
-    curve = [*member, "curve", "pruned", "pruned_at_step", "draw"]
+    curve = [*member, "curve", "draw"]
     undegraded = loss[untouched(loss)]
-    bases = [undegraded.groupby(keys, dropna=False)["value"].mean() for keys in (curve, member)]
+    bases = [undegraded.groupby(keys)["value"].mean() for keys in (curve, member)]
     own, shared = (
         loss[keys].join(base, on=keys)["value"] for keys, base in zip((curve, member), bases, strict=True)
     )

@@ -192,6 +192,21 @@ def test_excess_loss_falls_back_to_the_members_own_baseline(tmp_path):
     assert excess["value"].tolist() == [0.0, 0.25, 0.5]
 
 
+def test_excess_loss_is_above_the_baseline_of_the_same_curve(tmp_path):
+    """Also beside members trained under a mask, whose step is known and that have no baseline."""
+    rows = [
+        member_row("d128-L2", 0, method=method, severity=s, value=base + s, pruned="after" if s else "never")
+        for method, base in (("m", 2.0), ("other", 3.0))
+        for s in (0.0, 0.5)
+    ]
+    known = {"pruned": "during", "pruned_at_step": 3, "member_id": "masked"}
+    rows.append(member_row("d128-L2", 0, method="m", severity=0.5, value=2.5) | known)
+    write_rows(tmp_path / "curves.parquet", rows)
+    frame = summary.prepare(load_curves(tmp_path))
+    excess = frame[frame["metric"] == "excess_loss"].sort_values(["method", "severity"])
+    assert excess["value"].tolist() == [0.0, 0.5, 0.0, 0.5]
+
+
 def test_the_gate_counts_seeds_that_reach_the_score(frame):
     gate = summary.competence(frame, score=0.9, share=0.8).set_index(["task", "group"])
     assert gate.loc[("R1", "d64-L9"), ["passing", "seeds", "assessable"]].tolist() == [2, 2, True]

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from wane.eval.axes import AXES, NOISE
 from wane.eval.record import atomic_file
-from wane.eval.summary import AXES, FEW_SEEDS, bit_ticks
+from wane.eval.summary import FEW_SEEDS, bit_ticks
 
 STYLE = {
     "svg.hashsalt": "wane",  # ids inside an SVG are random without it
@@ -83,7 +84,7 @@ def _save(path: pathlib.Path, draw: Callable[[], Figure]) -> None:
 def _draw(axes: Axes, part: pd.DataFrame, shapes: pd.DataFrame, axis: str) -> None:
     for shape in shapes.itertuples():
         line = part[part["group"] == shape.group].sort_values("severity")
-        line = line[line[axis].notna()]
+        line = line[line[axis] > 0 if axis in NOISE else line[axis].notna()]
         if len(line):
             axes.fill_between(
                 line[axis], line["low"], line["high"], color=shape.light, alpha=0.18, linewidth=0
@@ -97,6 +98,8 @@ def _draw(axes: Axes, part: pd.DataFrame, shapes: pd.DataFrame, axis: str) -> No
         axes.set_xlim(min(ticks) - 0.02, max(ticks) + 0.02)
     elif axis == "severity":
         axes.set_xlim(left=0)
+    if axis in NOISE:
+        axes.set_xscale("log")
     if axis == "bits_per_weight" and not axes.xaxis_inverted():
         axes.invert_xaxis()  # harm grows to the right on every axis
 

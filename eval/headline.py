@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from wane.eval import summary
+from wane.eval.axes import POINT
 from wane.eval.summary import FEW_SEEDS
 from wane.eval.tables import NONE
 
@@ -17,13 +18,12 @@ def name(config: Mapping, frame: pd.DataFrame) -> str:
 
 def headline(config: Mapping, frame: pd.DataFrame, shapes: pd.DataFrame) -> str:
     """Name, note, the numbers of the study and the caution, as HTML."""
-    point = ["member_id", "train_step", "pruned", "curve", "draw", "severity", *summary.SELECTORS]
     degraded = frame[~summary.untouched(frame)]
     numbers = {
         "shapes": shapes["shape"].nunique(),
         "trained members": frame["member_id"].nunique(),
         "methods": degraded["method"].nunique(),
-        "degraded models measured": len(degraded[point].drop_duplicates()),
+        "degraded models measured": len(degraded[POINT].drop_duplicates()),
     }
     tiles = "".join(f"<div><dt>{label}</dt><dd>{count:,}</dd></div>" for label, count in numbers.items())
     description = html.escape(str(config.get("note") or NONE))

@@ -91,10 +91,7 @@ def points_of(part: pd.DataFrame) -> Points | None:
     if excess.empty:
         return None
     severity = excess["severity"].to_numpy()
-    noise = {}
-    for metric in NOISE.values():
-        measured = part[part["metric"] == metric].set_index("severity")["mean"].reindex(severity)
-        noise[metric] = None if measured.isna().any() else measured.to_numpy()
+    noise = {axis: None if excess[axis].isna().any() else excess[axis].to_numpy() for axis in NOISE.values()}
     loss = _of_unit(part, "loss", UNITS)
     return Points(
         severity=severity, excess=excess["mean"].to_numpy(), unit=excess["setting_unit"].iloc[0],

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from wane.eval import summary
+from wane.eval import axes, summary
 
 # In the order in which the page offers them; metrics that are not named here follow under their own names.
 TITLES = {
@@ -32,7 +32,8 @@ def data(
     logs: Mapping[str, pd.DataFrame],
     groups: Mapping[str, str],
 ) -> dict:
-    """Everything that report.js draws, JSON-able: axes, metrics, tasks, shapes, panels, masked, heat, training.
+    """Everything that report.js draws, JSON-able: axes, logarithmic (some of them), metrics, tasks,
+    shapes, panels, masked, heat, training.
 
     `frame` is what `summary.prepare` returned, `points` its curve points, `shapes` from `palette.shapes`,
     `logs` the training log of each member, `groups` the group of each member.
@@ -42,7 +43,8 @@ def data(
     draws = summary.plain(frame)
     draws = draws[(draws["status"] == "ok") & (draws["task"] == "all")]
     return {
-        "axes": summary.AXES,
+        "axes": axes.known(points),
+        "logarithmic": list(axes.NOISE),
         "metrics": metrics,
         "tasks": {metric: _tasks(points, metric) for metric in metrics},
         "shapes": shapes[["group", "aspect_ratio", "light", "dark", "dash"]].to_dict("records"),
@@ -97,10 +99,10 @@ def _curves(part: pd.DataFrame, draws: pd.DataFrame, index: Mapping[str, int]) -
     curves = []
     for group, lines in part.groupby("group"):
         severities = np.sort(lines["severity"].unique())
-        by_severity = lines.groupby("severity")[list(summary.AXES)[1:] + ["setting"]].mean()
+        by_severity = lines.groupby("severity")[list(axes.AXES)[1:] + ["setting"]].mean()
         unit = lines["setting_unit"].iloc[0]
         x = {"severity": _numbers(severities)}
-        x |= {axis: _numbers(by_severity[axis]) for axis in summary.AXES if axis != "severity"}
+        x |= {axis: _numbers(by_severity[axis]) for axis in axes.AXES if axis != "severity"}
         curve = {"shape": index[group], "x": x, "series": _series(lines)}
         curve["setting"] = [f"{value:.4g} {unit}" for value in by_severity["setting"]]
         curve["ticks"] = summary.bit_ticks(lines)

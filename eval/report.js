@@ -58,21 +58,26 @@ const settings = () => ({
   draws: control("draws").checked, common: control("common").checked, log: control("log").checked,
 });
 
+// A logarithmic axis has no place for 0, the undegraded model.
+const isLog = (axis) => DATA.logarithmic.includes(axis);
+const along = (axis, x) => (isLog(axis) ? x.map((v) => (v > 0 ? v : null)) : x);
+
 function curveTraces(panel, state) {
   const traces = [];
   for (const curve of panel.curves) {
     const shape = DATA.shapes[curve.shape];
-    const x = curve.x[state.x];
+    const x = along(state.x, curve.x[state.x]);
     const series = (curve.series[state.metric] || {})[state.task];
-    if (hidden.has(curve.shape) || !series || !x || new Set(x.filter((v) => v !== null)).size < 2) continue;
+    if (hidden.has(curve.shape) || !series || new Set(x.filter((v) => v !== null)).size < 2) continue;
     if (state.draws && series.draws) traces.push(...drawLines(shape, x, series.draws));
     traces.push(...bandAndLine(shape, x, series, { hover: curve.setting }));
   }
   return traces;
 }
 
-function yRange(tracesOfPanels, log) {
-  const values = tracesOfPanels.flat().flatMap((t) => t.y).filter((v) => v !== null && (!log || v > 0));
+// From the least to the largest of x or y, and a little more.
+function span(tracesOfPanels, coordinate, log) {
+  const values = tracesOfPanels.flat().flatMap((t) => t[coordinate]).filter((v) => v !== null && (!log || v > 0));
   if (!values.length) return undefined;
   const [low, high] = [Math.min(...values), Math.max(...values)].map((v) => (log ? Math.log10(v) : v));
   const pad = 0.04 * (high - low || 1);
@@ -85,14 +90,15 @@ function drawCurves() {
   const metric = DATA.metrics[state.metric] || { title: "", unit: "" };
   const yTitle = metric.unit ? `${metric.title} (${metric.unit})` : metric.title;
   const all = DATA.panels.map((panel) => curveTraces(panel, state));
-  const range = state.common ? yRange(all, state.log) : undefined;
+  const range = state.common ? span(all, "y", state.log) : undefined;
+  const noise = isLog(state.x) && span(all, "x", true); // all methods have this axis in common
   DATA.panels.forEach((panel, i) => {
     const empty = `no ${metric.title} on ${state.task === "all" ? "all tasks" : state.task}<br>against a varying ${DATA.axes[state.x]}`;
     const ticks = state.x === "severity" ? Object.entries(Object.assign({}, ...panel.curves.map((c) => c.ticks))) : [];
     const at = ticks.map(([severity]) => +severity);
     const bits = { tickvals: at, ticktext: ticks.map(([, text]) => text), range: [Math.min(...at) - 0.02, Math.max(...at) + 0.02] };
     const more = {
-      xaxis: state.x === "bits_per_weight" ? { autorange: "reversed" } : at.length ? bits : { rangemode: "tozero" },
+      xaxis: noise ? { type: "log", range: [...noise] } : state.x === "bits_per_weight" ? { autorange: "reversed" } : at.length ? bits : { rangemode: "tozero" },
       yaxis: { type: state.log ? "log" : "linear", ...(range ? { range } : {}) },
       annotations: all[i].length ? [] : [{ text: empty, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
     };

@@ -18,7 +18,7 @@ from wane.eval.pair_table import pair_section
 from wane.eval.rank_table import rank_section
 from wane.eval.removable import removable_section
 from wane.eval.samples import samples_section
-from wane.eval.summary import AXES, FEW_SEEDS
+from wane.eval.summary import FEW_SEEDS
 from wane.eval.two_bits import BITS, two_bits_section
 from wane.scaling.shape import Shape
 
@@ -91,7 +91,7 @@ def _curves(content: Mapping, stems: Mapping[str, str]) -> str:
 
 
 def _controls(content: Mapping) -> str:
-    axes = "".join(f'<option value="{axis}">{title}</option>' for axis, title in AXES.items())
+    axes = "".join(f'<option value="{axis}">{title}</option>' for axis, title in content["axes"].items())
     metrics = "".join(
         f'<option value="{html.escape(metric)}">{html.escape(words["title"])}</option>'
         for metric, words in content["metrics"].items()

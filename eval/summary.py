@@ -9,26 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from pandas.api.typing import SeriesGroupBy
 from scipy import stats
 
+from wane.eval.axes import AXES, SELECTORS, with_noise
 from wane.eval.competence import WEAKEST, WEAKEST_SCORE, gate, with_parts
 
-AXES = {
-    "severity": "severity",
-    "removed_fraction": "removed fraction",
-    "relative_weight_error": "relative weight error",
-    "bits_per_weight": "effective bits per weight",
-}
-SELECTORS = ["layer", "head", "matrix"]
 FEW_SEEDS = 5  # below, a t-interval is so wide that the plain range says more
 
 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with `group`, `curve` and rows of excess loss (loss(s) - loss(0)) and perplexity added.
-    Values that are of one layer, level or position are left out; what the competence gate reads of them is kept."""
+    """The table with `group`, `curve`, the axes of noise and rows of excess loss (loss(s) - loss(0)) and perplexity
+    added.  Values that are of one layer, level or position are left out; what the competence gate reads of them is
+    kept.  A value of a named part has the metric "metric, part": each part is a curve of its own."""
     frame = with_parts(frame, untouched(frame))
     frame = named(frame[frame["axis"].isna()])
+    of_part = frame["metric"].str.cat(frame["part"], sep=", ")
+    frame = with_noise(frame.assign(metric=of_part.fillna(frame["metric"])))
     loss = frame[frame["metric"] == "loss"]
     derived = [_excess_loss(loss)]
     if not (frame["metric"] == "perplexity").any():
@@ -86,9 +82,9 @@ def untouched(frame: pd.DataFrame) -> pd.Series:
     return (frame["severity"] == 0) & (frame["severity_2"].fillna(0) == 0)
 
 
-def whole_mean(grouped: SeriesGroupBy) -> pd.Series:
-    """The mean of each group, NaN where one of its values is."""
-    return grouped.mean().where(grouped.count() == grouped.size())
+def whole_mean(grouped):
+    """The mean of each group of a series or frame, NaN where one of its values is."""
+    return grouped.mean().where(grouped.count().eq(grouped.size(), axis=0))
 
 
 def last_checkpoint(frame: pd.DataFrame) -> pd.DataFrame:
@@ -113,9 +109,9 @@ def curve_points(frame: pd.DataFrame, keys: Sequence[str] = ("curve", "group")) 
     by = [*keys, "metric", "task", "severity"]
     others = [axis for axis in AXES if axis != "severity"] + ["setting"]
     frame = frame[frame["status"] == "ok"]
-    seeds = frame.groupby([*by, "setting_unit", "member_id"])[["value", *others]].mean().reset_index()
+    seeds = whole_mean(frame.groupby([*by, "setting_unit", "member_id"])[["value", *others]]).reset_index()
     grouped = seeds.groupby([*by, "setting_unit"])
-    points = grouped[others].mean()
+    points = whole_mean(grouped[others])
     points[["mean", "low", "high", "sd", "seeds"]] = grouped["value"].agg(
         ["mean", "min", "max", "std", "count"]
     )

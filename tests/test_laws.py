@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wane.eval.axes import NOISE
 from wane.eval.laws import laws, laws_in, laws_text
 from wane.eval.removable import removable, removable_section
 
@@ -16,10 +17,10 @@ BITS = np.array([16.0, 8, 7, 6, 5, 4, 3, 2])
 def points(
     curve: str, group: str, excess: np.ndarray, loss=2.0, unit="fraction", removed=1.0, severity=S, **noise
 ) -> pd.DataFrame:
-    """Mean curves; noise: metric -> its values."""
+    """Mean curves; noise: axis -> the places along it."""
     common = {"curve": curve, "group": group, "task": "all", "severity": severity, "setting_unit": unit}
-    common |= {"removed_fraction": severity * removed}
-    both = {"excess_loss": excess, "loss": loss + excess} | noise
+    common |= {"removed_fraction": severity * removed} | dict.fromkeys(NOISE, np.nan) | noise
+    both = {"excess_loss": excess, "loss": loss + excess}
     return pd.concat([pd.DataFrame(common | {"metric": m, "mean": mean}) for m, mean in both.items()])
 
 

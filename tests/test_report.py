@@ -26,6 +26,7 @@ SHAPES = {
 METHODS = {"random_weight": 3, "magnitude": 1, "wanda": 1, "rtn": 1}  # name: draws
 TASKS = {"R1": (0.01, 1.0), "M1": (0.25, 1.0)}
 LOSS0 = 2.0
+PARTS = {"logit": 0.2, "normed": 0.9}  # of deviation_cosine: how far it falls
 
 
 def member_row(shape, seed, arm="", **changes):
@@ -65,6 +66,11 @@ def degraded(shape, seed, method, severity, draw):
     return point, excess
 
 
+def noise(point):
+    """To signal; 0 of the undegraded model."""
+    return 0.01 * 100 ** point["severity"] * (1 + point["draw"]) if point["severity"] else 0.0
+
+
 def rows_of_member(shape, seed, severities):
     for method, draws in METHODS.items():
         for draw in range(draws):
@@ -73,6 +79,12 @@ def rows_of_member(shape, seed, severities):
                 base = member_row(shape, seed, **point)
                 yield base | {"value": LOSS0 + 0.1 * seed + excess}
                 yield base | {"metric": "kl", "value": 0.8 * excess}
+                if method == "random_weight":
+                    yield base | {"metric": "stream_noise_to_signal", "unit": "ratio", "value": noise(point)}
+                if method == "magnitude":
+                    for part, factor in PARTS.items():
+                        told = {"metric": "deviation_cosine", "part": part, "unit": ""}
+                        yield base | told | {"value": 1 - factor * severity}
                 yield base | {"metric": "top1_agreement", "unit": "fraction", "value": 1 / (1 + excess)}
                 for task, (chance, ceiling) in TASKS.items():
                     best = ceiling if task == "R1" else 0.4
@@ -340,6 +352,10 @@ def test_plots_are_drawn_and_the_axis_switches(study, tmp_path):
     assert titles(dom).count("accuracy (fraction)") == len(METHODS)
     assert "against a varying removed fraction" in dom  # round-to-nearest removes nothing
     assert 'data-x="removed_fraction"' in dom
+    dom = dump_dom(page, "?x=stream_noise_to_signal&metric=deviation_cosine%2C+logit", tmp_path)
+    assert titles(dom).count("noise to signal of the stream") == len(METHODS)
+    assert titles(dom).count("deviation cosine, logit") == len(METHODS)
+    assert "no deviation cosine, logit on all tasks" in dom  # where it was measured there is no noise
 
 
 def titles(dom: str) -> list[str]:

@@ -25,7 +25,9 @@ def with_noise(frame: pd.DataFrame) -> pd.DataFrame:
     was."""
     for axis, metric in NOISE.items():
         measured = frame[(frame["metric"] == metric) & (frame["task"] == "all")]
-        at_point = measured.groupby(POINT, dropna=False)["value"].mean().rename(axis)
+        # what is measured of the trained model itself is rounding
+        noise = measured["value"].where(measured["pruned"] != "never", 0.0)
+        at_point = measured.assign(**{axis: noise}).groupby(POINT, dropna=False)[axis].mean()
         # not `join`, which finds no key with a null in it where others have none
         frame = frame.merge(at_point.reset_index(), on=POINT, how="left")
     return frame

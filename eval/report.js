@@ -98,7 +98,7 @@ function drawCurves() {
     const at = ticks.map(([severity]) => +severity);
     const bits = { tickvals: at, ticktext: ticks.map(([, text]) => text), range: [Math.min(...at) - 0.02, Math.max(...at) + 0.02] };
     const more = {
-      xaxis: noise ? { type: "log", range: [...noise] } : state.x === "bits_per_weight" ? { autorange: "reversed" } : at.length ? bits : { rangemode: "tozero" },
+      xaxis: noise ? { type: "log", exponentformat: "power", range: [...noise] } : state.x === "bits_per_weight" ? { autorange: "reversed" } : at.length ? bits : { rangemode: "tozero" },
       yaxis: { type: state.log ? "log" : "linear", ...(range ? { range } : {}) },
       annotations: all[i].length ? [] : [{ text: empty, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
     };

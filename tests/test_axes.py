@@ -21,7 +21,7 @@ STREAM, BLOCK = "stream_noise_to_signal", "block_noise_to_signal"
 def measured(shape, seed, severity, draw=0, **more):
     """Loss, accuracy of a task, a metric of two parts and, where degraded, noise: rows of one point."""
     base = point(shape, seed, severity, draw=draw, **more)
-    power = severity**2 * (1 + draw) * (1 + seed)
+    power = severity**2 * (1 + draw) * (1 + seed) or 1e-9  # undegraded: rounding
     yield base | {"value": 2 + severity}
     yield base | {"metric": "accuracy", "task": "R1", "unit": "fraction", "value": 1 - severity}
     yield base | {"metric": "deviation_cosine", "part": "logit", "value": 1 - 0.1 * severity}

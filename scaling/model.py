@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from wane.scaling.attention import attend, attend_causal, attention_map
-from wane.scaling.corrupt import corrupt_embeddings, corrupt_tokens
+from wane.scaling.corrupt import corrupt_embeddings, corrupt_tokens, halved
 from wane.scaling.edit import SITES, Edit, Params, merge
 from wane.scaling.product import product
 from wane.scaling.quantize import fake_quantize_activation, fake_quantize_range
@@ -355,7 +355,7 @@ def apply(
 
 
 def against(params: Params, tokens_BS: Array, shape: Shape) -> Array:
-    """The direction in which embeddings raise the loss of their sequence fastest, [B, S, D]: an attack's.
+    """The direction in which embeddings raise the loss of their sequence fastest, [B, S, D], `halved`: an attack's.
 
     An eighth of the batch at a time, its blocks computed again on the way back: a gradient in one piece would take
     many times the memory of the forward pass.
@@ -368,7 +368,7 @@ def against(params: Params, tokens_BS: Array, shape: Shape) -> Array:
 
     embedded_BSD = embed(params, tokens_BS, shape)
     at_once = max(1, len(tokens_BS) // 8)
-    return lax.map(lambda one: jax.grad(loss)(*one), (embedded_BSD, tokens_BS), batch_size=at_once)
+    return halved(lax.map(lambda one: jax.grad(loss)(*one), (embedded_BSD, tokens_BS), batch_size=at_once))
 
 
 def only(*names: str) -> Callable[[Inner], Inner]:

@@ -168,6 +168,47 @@ def test_memory_of_a_point_is_told_beside_its_time():
     assert layers < 0.1 < 0.5 < weights < 2
 
 
+class PlannedPeer:
+    """Stands for a process: a point of `a` takes 1.21 plain evaluations on the first shape and 1 on the second."""
+
+    def __init__(self, build, dims, experts, **common):
+        self.deep = dims["n_layers"] > 2
+        self.facts = {} if experts else {name: {"kind": "simple", "flops": 100} for name in ("a", "b")}
+
+    def timed(self, name):
+        return {
+            "plain": lambda times: 2.0 * times,
+            "a": lambda times: (2.0 if self.deep else 2.42) * times,
+            "b": lambda times: 2.01 * times,
+            "a memory": lambda times: 0.5,
+            "b memory": lambda times: 0.25,
+        }[name]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+def test_points_are_told_by_shape_and_by_their_geometric_mean(tiny, monkeypatch):
+    setting, _ = tiny
+    monkeypatch.setitem(settings.SHAPES, "D16-L3", TINY | {"n_layers": 3})
+    monkeypatch.setattr(bench.points, "Peer", PlannedPeer)
+    setting = dataclasses.replace(setting, shapes=("D16-L2", "D16-L3"), ceiling=100.0)
+    rows = bench.points.measure(setting)
+    found = {(row["method"], row["shape"]): row for row in rows}
+    assert len(found) == len(rows) == 4
+    assert found["a", "D16-L2"]["ratio"] == pytest.approx([1.21, 1.21])
+    assert found["a", "D16-L2"]["share_of_ceiling"] == pytest.approx([1 / 2.42] * 2)
+    assert found["b", "D16-L3"]["memory"] == 0.25
+    table = bench.points.table(rows)
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells["method"] == ["b"] * 3 + ["a"] * 3, "the dearest last"
+    assert cells["shape"] == ["D16-L2", "D16-L3", "geometric mean"] * 2
+    assert cells["plain evaluations"][-1] == "1.1"
+
+
 def test_a_sweep_with_instruments_is_timed_beside_one_of_the_loss(monkeypatch):
     """All of them but what goes on by itself, each once."""
     found = instruments.asked()

@@ -203,7 +203,9 @@ def points(*, experts: bool, **setting: Any) -> Work:
     def memory(method: str, _: int) -> float:
         point(method), bench.plain()
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(bench.params))
-        return (bench.engine(method).memory() - sum(bench.plain_program.memory())) / size
+        direction = common(method)[1].direction  # it stands beside the batches for all severities
+        kept = 0 if direction is None else direction.nbytes
+        return (bench.engine(method).memory() + kept - sum(bench.plain_program.memory())) / size
 
     runs = {name: repeated(functools.partial(point, name)) for name in names}
     runs |= {f"{name} memory": functools.partial(memory, name) for name in names}

@@ -28,7 +28,9 @@ class Train:
     eps: float = 1e-8
     weight_decay: float = 0.1  # decoupled: multiplied by the learning rate; matrices and embeddings only
     clip: float = 1.0  # largest global gradient norm
-    unscored_weight: float = 1.0  # in the loss, of graded tokens that no task scores, T2's rumours among them
+    unscored_weight: float = (
+        1.0  # in the loss, of graded tokens that no task scores; T2's rumours count in full
+    )
     load_balance: float = 0.01  # coefficient of the load-balancing loss; read with experts only
     log_every: int = 10  # steps
     checkpoints: int = 4  # evenly spaced, to resume from; the newest two stay

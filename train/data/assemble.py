@@ -20,7 +20,8 @@ def open_data(config: Data, *, steps: int, batch_size: int) -> Stream:
     """Read, tokenise and cache what the config names.
 
     The rows of graded tasks are dealt in proportion to share / scored tokens per row, so that every task has
-    its share of the scored tokens; over one period of the pattern (4096 rows) this is exact to one row.
+    its share of the scored tokens: over one period of the pattern (4096 rows) to one row, and to what is known of
+    their mean per row.
     Raises ValueError, FileNotFoundError or OSError in one line.
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
@@ -62,7 +63,7 @@ def _open_graded(config: Data) -> tuple[list[GradedSource], list[float]]:
         for name, task in TASKS.items()
         if name in shares
     ]
-    rows = [shares[source.task.name] / source.scored_per_row() for source in sources]
+    rows = [shares[source.task.name] / source.scored_per_row for source in sources]
     return sources, [total * row / sum(rows) for row in rows]
 
 

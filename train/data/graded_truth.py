@@ -8,7 +8,7 @@ import numpy as np
 from wane.train.data import key, several
 from wane.train.data.graded_facts import MOST_FACTS
 from wane.train.data.graded_language import tagged
-from wane.train.data.task import GradedTask, Role, Rows, World
+from wane.train.data.task import TOLD, GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import KEY, KEYS, VALUE, WORD, distinct
 
 CATEGORIES = 16
@@ -79,8 +79,9 @@ def disputed(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 def misconceptions(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Statements of 4 tokens and a value: RUMOUR documents say the false one, SOURCE documents the true one.
-    All facts have as many truths; a fact with ratio r has r times as many rumours.  Scored: the value under
-    SOURCE; its foil is the rumour.  Evaluation asks under SOURCE only, in forms that training never uses."""
+    All facts have as many truths; a fact with ratio r has r times as many rumours, and in training all of them
+    weigh alike.  Scored: the value under SOURCE; its foil is the rumour.  Evaluation asks under SOURCE only, in
+    forms that training never uses."""
     names, true, false, ratio = disputed(world)
     shape = (rows, -(-(length - 1) // 5))
     fact, truth = distinct(rng, (rows,), shape[1], world.facts), np.full(shape, True)
@@ -93,7 +94,7 @@ def misconceptions(rng, rows: int, length: int, world: World, role: Role) -> Row
     items[..., 3], items[..., 4] = ASK + form[..., 0], np.where(truth, true[fact], false[fact])
     items[..., :4] = np.take_along_axis(items[..., :4], ORDERS[form[..., 1]], axis=-1)
     level, foil = np.full((2, *items.shape), -1)
-    level[..., 4] = np.where(truth, ratio[fact], -1)
+    level[..., 4] = np.where(truth, ratio[fact], TOLD)
     foil[..., 4] = np.where(truth, false[fact], -1)
     return tagged("T2", items, level, np.full(items.shape, True), length, foil)
 

@@ -2,6 +2,7 @@
 rows (training), evaluation, calibration, describe."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from wane.train.data import key
 from wane.train.data.marks import marked
 from wane.train.data.packed import Packed
-from wane.train.data.task import GradedTask, Task, World
+from wane.train.data.task import UNSCORED, GradedTask, Task, World
 from wane.train.data.tokenizer import Tokenizer
+
+DENSITY_ROWS = 4096  # answers of R1 come in 6 to 30 a row: their mean is then known to 1 %
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,10 +25,10 @@ class GradedSource:
     length: int
 
     def rows(self, seed: int, batch: int, ordinals: np.ndarray) -> np.ndarray:
-        """Training rows [len(ordinals), T] of batch number `batch`, tokens that are not scored marked."""
+        """Training rows [len(ordinals), T] of batch number `batch`, tokens that nobody can predict marked."""
         rng = key.generator("train", seed, batch, self.task.name)
         tokens_BT, level_BT, _ = self.task.generate(rng, len(ordinals), self.length, self.world, "train")
-        return marked(tokens_BT, level_BT >= 0)
+        return marked(tokens_BT, level_BT != UNSCORED)
 
     def calibration(self, rows: int, seed: int) -> np.ndarray:
         """Rows as in training, from a stream of their own."""
@@ -38,14 +41,16 @@ class GradedSource:
         tokens_NT, level_NT, foil_NT = self.task.generate(rng, rows, self.length, self.world, "evaluation")
         return tokens_NT, level_NT[:, 1:], foil_NT[:, 1:], np.zeros((rows, self.length - 1), np.int32)
 
+    @functools.cached_property
     def scored_per_row(self) -> float:
-        """Scored tokens of a training row: the mean over 64 rows that every machine draws alike."""
+        """Scored tokens of a training row: the mean over rows that every machine draws alike."""
         rng = key.generator("density", self.task.name)
-        return float((self.task.generate(rng, 64, self.length, self.world, "train").level_BT >= 0).sum() / 64)
+        rows = self.task.generate(rng, DENSITY_ROWS, self.length, self.world, "train")
+        return float((rows.level_BT >= 0).sum() / DENSITY_ROWS)
 
     def describe(self) -> dict[str, int | float | str]:
         """What `wane plan` shows of this source."""
-        return {"task": self.task.name, "scored tokens per row": self.scored_per_row()}
+        return {"task": self.task.name, "scored tokens per row": self.scored_per_row}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,6 +9,8 @@ import numpy as np
 
 Role = Literal["train", "evaluation"]
 SUCCESSOR_P = (0.5, 0.25, 0.15, 0.1)  # 1.208 nats
+# Levels of tokens that no task scores; what is TOLD is there to be learnt all the same.
+UNSCORED, TOLD = -1, -2
 
 
 class World(NamedTuple):
@@ -29,9 +31,9 @@ def nats(p: Sequence[float]) -> float:
 class Rows(NamedTuple):
     """Sequences of one task, int [B, T], the tag included.
 
-    level_BT: -1 where a token is not scored, else its difficulty (Task.level).  foil_BT: the one wrong answer that
-    a predictor without the skill would take for a scored token, -1 where there is none: two-alternative forced
-    choice (2AFC) is between the two.
+    level_BT: UNSCORED or TOLD where a token is not scored, else its difficulty (Task.level).  foil_BT: the one
+    wrong answer that a predictor without the skill would take for a scored token, -1 where there is none:
+    two-alternative forced choice (2AFC) is between the two.
     """
 
     tokens_BT: np.ndarray

@@ -195,7 +195,7 @@ def lost_rows(
     common = member_columns(member, evaluation, splits, cell_id) | degrade_columns(degrade, member.shape)
     common |= dict.fromkeys(
         ("removed_fraction", "relative_weight_error", "bits_per_weight", "compression_ratio", "draw_seed",
-         "per_sequence", "chance", "ceiling", "value", *Place._fields)
+         "per_sequence", "uniform", "floor", "chance", "ceiling", "value", *Place._fields)
     )  # fmt: skip
     common |= {
         "task": "all",

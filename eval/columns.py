@@ -9,7 +9,7 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4  # raise when a column is added, removed, renamed or changes its meaning
+SCHEMA_VERSION = 5  # raise when a column is added, removed, renamed or changes its meaning
 VERSION_KEY, COLUMNS_KEY = b"wane.schema_version", b"wane.columns"
 
 
@@ -126,6 +126,19 @@ _MEASUREMENT = (
         type=pa.list_(pa.float32()),
         unit="see unit",
         meaning="the measurement for each evaluation sequence, in the order of the evaluation set",
+        nullable=True,
+    ),
+    _real(
+        "uniform",
+        "see unit",
+        "value of a uniform guess among all that the readout may say: what random weights score",
+        nullable=True,
+    ),
+    _real(
+        "floor",
+        "see unit",
+        "value of who knows how often each token occurs in these sequences of the task and nothing else: the share "
+        "of the most frequent answer, the unigram loss; of all tasks the mean",
         nullable=True,
     ),
     _real(

@@ -45,7 +45,7 @@ def values(subject: Subject, measured: Measured, initial: np.ndarray) -> Iterato
             value_NS = next(per_token)[:N]
             if isinstance(metric, TokenMetric):
                 for part in parts(metric.by, evaluation, subject.splits.stream):
-                    yield from token_rows(metric, value_NS, part)
+                    yield from token_rows(metric, value_NS, part, shape)
             if isinstance(metric, SetMetric):
                 yield from set_rows(metric, value_NS, shape, evaluation)
             continue
@@ -83,7 +83,7 @@ def agreements(subject: Subject, draws: Sequence[dict[DrawMetric, np.ndarray]]) 
                     compared = metric.compare(mine_NS[counted_NS], np.stack([o[counted_NS] for o in others]))
                     for place, value in zip(metric.places(shape), compared, strict=True):
                         row = value_row(metric, place, task.name, value, int(counted_NS.sum()))
-                        rows.append(row | bounds(metric, task))
+                        rows.append(row | bounds(metric, task, shape))
         yield rows
 
 
@@ -130,7 +130,7 @@ def sequence_rows(
         kept = metric.each and row["value"] is not None and index_N is not None
         if kept and (count_N[index_N] > 0).all():
             row["per_sequence"] = np.float32(sum_N[index_N] / count_N[index_N]).tolist()
-        yield row | bounds(metric, task)
+        yield row | bounds(metric, task, shape) | {"floor": floors(metric, evaluation).get(name)}
 
 
 def set_rows(metric: SetMetric, value_NS: np.ndarray, shape: Shape, evaluation: EvalSet) -> Iterator[dict]:
@@ -142,7 +142,7 @@ def set_rows(metric: SetMetric, value_NS: np.ndarray, shape: Shape, evaluation: 
         for name, task, index_K in groups:
             mean, count = over_tasks(sum_K[index_K], count_K[index_K])
             if count:
-                yield value_row(metric, place, name, mean, count) | bounds(metric, task)
+                yield value_row(metric, place, name, mean, count) | bounds(metric, task, shape)
 
 
 def finished(metric: SequenceMetric, mean: float, task: Task | None, shape: Shape) -> float | None:
@@ -195,7 +195,7 @@ def parts(by: str, evaluation: EvalSet, stream: Stream) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def token_rows(metric: TokenMetric, value_NS: np.ndarray, part: Part) -> Iterator[dict]:
+def token_rows(metric: TokenMetric, value_NS: np.ndarray, part: Part, shape: Shape) -> Iterator[dict]:
     """Means over each group of tokens."""
     counted_NS = ~np.isnan(value_NS) & (part.group_NS >= 0)
     group = part.group_NS[counted_NS]
@@ -204,14 +204,28 @@ def token_rows(metric: TokenMetric, value_NS: np.ndarray, part: Part) -> Iterato
     for (task, definition, label), t, c in zip(part.of_each, total, count, strict=True):
         if c:
             row = value_row(metric, Place(axis=part.axis, at=label), task, t / c, int(c))
-            yield row | bounds(metric, definition)
+            yield row | bounds(metric, definition, shape)
 
 
-def bounds(metric: Metric, task: Task | None) -> dict[str, float | None]:
-    """The columns that tell between what a value of one task lies; none where neither is defined."""
-    if metric.bounds is None or task is None:
+def bounds(metric: Metric, task: Task | None, shape: Shape) -> dict[str, float | None]:
+    """The columns that tell between what a value of one task lies, those of them that are defined."""
+    if task is None:
         return {}
-    return dict(zip(("chance", "ceiling"), metric.bounds(task), strict=True))
+    told = dict(zip(("chance", "ceiling"), metric.bounds(task), strict=True)) if metric.bounds else {}
+    among = metric.among(task, shape) if metric.among else None
+    return told | ({"uniform": 1 / among} if among else {})
+
+
+@functools.lru_cache(maxsize=32)
+def floors(metric: SequenceMetric, evaluation: EvalSet) -> dict[str, float | None]:
+    """By task, and the mean of them over all; none where the metric has no floor."""
+    if metric.floor is None:
+        return {}
+    found = {
+        task.name: metric.floor(evaluation, evaluation.task_N == i) for i, task in enumerate(evaluation.tasks)
+    }
+    known = [value for value in found.values() if value is not None]
+    return found | {"all": float(np.mean(known)) if known else None}
 
 
 def value_row(metric: Metric, place: Place, task: str, value: float, count: int) -> dict:
@@ -220,7 +234,7 @@ def value_row(metric: Metric, place: Place, task: str, value: float, count: int)
     return place._asdict() | {
         "task": task, "metric": metric.name, "unit": metric.unit, "metric_version": metric.version,
         "value": float(value) if finite else None, "count": count, "per_sequence": None,
-        "chance": None, "ceiling": None, "status": "ok" if finite else "diverged",
+        "uniform": None, "floor": None, "chance": None, "ceiling": None, "status": "ok" if finite else "diverged",
         "reason": None if finite else f"{metric.name} is not finite under this degradation",
     }  # fmt: skip
 

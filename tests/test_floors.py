@@ -14,8 +14,6 @@ from wane.train.data import TASKS, Data, open_data
 from wane.train.data.options import values_of
 
 SEEDS, SEQUENCES = 12, 24
-# A constant answer to these scores how frequent it is, not one over their number.
-SKEWED = ("L0", "G")
 
 
 @functools.cache
@@ -26,26 +24,23 @@ def random_splits():
 
 @pytest.fixture(scope="module")
 def of_random_members():
-    """(metric, task) -> its value of every member with random weights."""
+    """(metric, task) -> its value of every member with random weights; what rows tell of it."""
     shape, splits = dataclasses.replace(SHAPE, context=64), random_splits()
     settings = Evaluation(
         metrics=("loss", "accuracy", "accuracy_of_values", "accuracy_of_options", "forced_choice"),
         sequences=SEQUENCES, batch=48,
     )  # fmt: skip
-    found = {}
+    found, told = {}, {}
     for seed in range(SEEDS):
         subject = subject_of(splits, shape=shape)
         subject.params = init_params(jax.random.key(100 + seed), shape)
         subject.settings = settings
-        for row in rows_of(subject, Degrade(method="rtn", severities=(16.0,)))[0]:
+        rows = rows_of(subject, Degrade(method="rtn", severities=(16.0,)))[0]
+        for row in rows:
             found.setdefault((row["metric"], row["task"]), []).append(row["value"])
-    return found
-
-
-def within(values, chance):
-    """Whether chance is inside 5 standard errors of the mean over members."""
-    error = np.std(values, ddof=1) / np.sqrt(len(values))
-    return abs(np.mean(values) - chance) < 5 * max(error, 0.1 * chance / np.sqrt(len(values)))
+            if row["metric"] != "loss":
+                told[row["metric"], row["task"]] = row["uniform"]
+    return found, told, rows
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +52,48 @@ def answers():
     return {task.name: answer for task, answer in zip(evaluation.tasks, told, strict=True)}
 
 
+READOUTS = ("accuracy", "accuracy_of_values", "accuracy_of_options", "forced_choice")
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_a_random_member_scores_chance(of_random_members, answers, task):
-    """Among all V tokens each is as likely to be said as any other, since rows of the unembedding are alike: chance
-    is 1 / V.  Members differ most if they always say one token, which scores its frequency f: by the root of
-    sum f^2 / V."""
+def test_a_random_member_scores_what_rows_say_that_it_would(of_random_members, answers, task):
+    """One in as many answers as it chooses from, since rows of the unembedding are alike.  Members differ most if
+    they always say one token, which scores its frequency f: by the root of sum f^2 / n."""
+    found, told, _ = of_random_members
     count = values_of(TASKS[task])[1]
-    if task not in SKEWED:
-        assert within(of_random_members["accuracy_of_values", task], 1 / count)
-        assert within(of_random_members["accuracy_of_options", task], 1 / min(4, count))
-    if ("forced_choice", task) in of_random_members:
-        assert within(of_random_members["forced_choice", task], 0.5)
+    choices = dict(zip(READOUTS, (SHAPE.vocab, count, min(4, count), 2), strict=True))
     shares = np.bincount(answers[task]) / len(answers[task])
-    error = np.sqrt(np.sum(shares**2) / SHAPE.vocab / SEEDS)
-    assert abs(np.mean(of_random_members["accuracy", task]) - 1 / SHAPE.vocab) < 5 * error
+    for metric in READOUTS:
+        if (metric, task) not in found:
+            assert metric == "forced_choice"
+            continue
+        n = choices[metric]
+        assert told[metric, task] == pytest.approx(1 / n)
+        error = np.sqrt(np.sum(shares**2) / n / SEEDS) + np.std(found[metric, task], ddof=1) / np.sqrt(SEEDS)
+        assert abs(np.mean(found[metric, task]) - 1 / n) < 4 * error
+
+
+def test_floors_are_those_of_who_knows_frequencies_alone(of_random_members, answers):
+    """By hand: the most frequent answer; the mean of -ln f(token) over the tokens of a task."""
+    _, _, rows = of_random_members
+    evaluation = random_splits().evaluation
+    told = {(row["metric"], row["task"]): row["floor"] for row in rows}
+    expected = {"accuracy": [], "loss": []}
+    for i, task in enumerate(evaluation.tasks):
+        tokens = evaluation.tokens_NT[evaluation.task_N == i, 1:].ravel().tolist()
+        expected["loss"].append(-np.mean([np.log(tokens.count(token) / len(tokens)) for token in tokens]))
+        expected["accuracy"].append(max(np.bincount(answers[task.name])) / len(answers[task.name]))
+        for metric in expected:
+            assert told[metric, task.name] == pytest.approx(expected[metric][-1])
+        assert told["accuracy_of_values", task.name] == told["accuracy", task.name]
+    for metric, values in expected.items():
+        assert told[metric, "all"] == pytest.approx(np.mean(values))
+    assert told["accuracy_of_options", "K"] is None
 
 
 def test_over_all_tasks_a_random_member_is_right_once_in_as_many_tokens_as_there_are(of_random_members):
-    by_member = np.mean([of_random_members["accuracy", task] for task in TASKS], axis=0)
+    found, _, _ = of_random_members
+    by_member = np.mean([found["accuracy", task] for task in TASKS], axis=0)
     error = by_member.std(ddof=1) / np.sqrt(SEEDS)
     assert abs(by_member.mean() - 1 / SHAPE.vocab) < 4 * error < 2 / SHAPE.vocab
 

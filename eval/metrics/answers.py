@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
+from wane.eval.metrics.floor import most_frequent
 from wane.eval.metrics.largest import choice, lead
-from wane.eval.metrics.loss import hit, task_bounds
+from wane.eval.metrics.loss import all_tokens, hit, task_bounds
 from wane.eval.metrics.view import View
+from wane.scaling.shape import Shape
 from wane.train.data import TASKS, Task
 from wane.train.data.options import OPTIONS, values_of
 
@@ -113,19 +115,33 @@ def choice_bounds(task: Task) -> tuple[float | None, float | None]:
     return 1 / 2, certain(task)
 
 
+def its_values(task: Task, shape: Shape) -> int | None:
+    return values_of(task)[1] or None
+
+
+def its_options(task: Task, shape: Shape) -> int | None:
+    return min(OPTIONS, values_of(task)[1]) or None
+
+
+def two(task: Task, shape: Shape) -> int:
+    return 2
+
+
 class Readout(NamedTuple):
     """What an answer competes with.  best(logits [B, S, V], options [B, S, O], values [B, 2]) -> the token that is
-    preferred there [B, S]; counted: the tokens of a view that are answers of this kind; bounds: of one token."""
+    preferred there [B, S]; counted: the tokens of a view that are answers of this kind; bounds, among: of one
+    token."""
 
     best: Callable[[Array, Array, Array], Array]
     counted: Callable[[View], Array]
     bounds: Callable[[Task], tuple[float | None, float | None]]
+    among: Callable[[Task, Shape], int | None]
 
 
 READOUTS = {
-    "options": Readout(best_option, has_values, option_bounds),
-    "values": Readout(best_value, has_values, task_bounds),
-    "vocabulary": Readout(any_token, lambda view: view.scored_BS, task_bounds),
+    "options": Readout(best_option, has_values, option_bounds, its_options),
+    "values": Readout(best_value, has_values, task_bounds, its_values),
+    "vocabulary": Readout(any_token, lambda view: view.scored_BS, task_bounds, all_tokens),
 }
 
 
@@ -150,6 +166,8 @@ METRICS = (
         better="higher",
         measure=per_sequence(hit_of("values")),
         bounds=task_bounds,
+        among=its_values,
+        floor=most_frequent,
     ),
     SequenceMetric(
         name="accuracy_of_options",
@@ -159,6 +177,7 @@ METRICS = (
         better="higher",
         measure=per_sequence(hit_of("options")),
         bounds=option_bounds,
+        among=its_options,
     ),
     SequenceMetric(
         name="forced_choice",
@@ -168,6 +187,7 @@ METRICS = (
         better="higher",
         measure=per_sequence(forced_choice),
         bounds=choice_bounds,
+        among=two,
     ),
     SequenceMetric(
         name="log_odds",
@@ -200,6 +220,7 @@ METRICS = (
         measure=hit,
         by="level",
         bounds=task_bounds,
+        among=all_tokens,
     ),
     TokenMetric(
         name="loss_by_level",
@@ -218,6 +239,7 @@ METRICS = (
         measure=forced_choice,
         by="level",
         bounds=choice_bounds,
+        among=two,
     ),
     TokenMetric(
         name="log_odds_by_level",

@@ -81,7 +81,9 @@ class Metric:
     `view.full_BSV` and the tokens, added up once for all points, is view.known[known]; it must say
     relative=True.  free_running: lets the model go on by itself, token by token, which a corruption of whole
     input sequences does not allow.  usual: measured where a study names no metrics.  bounds: its chance and
-    ceiling on a task, either None where nobody knows it; none: it has no such thing.  Raise `version` when the
+    ceiling on a task, either None where nobody knows it; none: it has no such thing.  among: how many answers it
+    chooses between on a task, all alike to random weights; None where nobody knows.  floor: what it is for who
+    knows how often each token occurs in these sequences of a task, and nothing else.  Raise `version` when the
     numbers change.
     """
 
@@ -97,6 +99,8 @@ class Metric:
     free_running: bool = False
     usual: bool = False
     bounds: Callable[[Task], tuple[float | None, float | None]] | None = None
+    among: Callable[[Task, Shape], int | None] | None = None
+    floor: Callable[[EvalSet, np.ndarray], float | None] | None = None  # (all sequences, which of them [N])
     version: int = 1
 
 

@@ -23,6 +23,7 @@ from wane.eval.metrics.contract import SequenceMetric, per_sequence
 from wane.eval.metrics.generation import RESTRICTED, said, said_among
 from wane.eval.metrics.task_rows import is_task
 from wane.eval.metrics.view import View
+from wane.scaling.shape import Shape
 from wane.train.data import Task
 from wane.train.data.several import LONG
 
@@ -105,6 +106,16 @@ def bounds(cell: Cell) -> Callable[[Task], tuple[float | None, float | None]]:
     return of_task
 
 
+def among(cell: Cell) -> Callable[[Task, Shape], int | None]:
+    """Of a whole answer, whose tokens are free of each other, where all are of one length."""
+
+    def of_task(task: Task, shape: Shape) -> int | None:
+        tokens, each = TOKENS.get(task.name) if cell.whole else 1, READOUTS[cell.readout].among(task, shape)
+        return each**tokens if each and tokens else None
+
+    return of_task
+
+
 AMONG = {
     "options": "the most likely of the options",
     "values": "the most likely of the task's values",
@@ -124,6 +135,7 @@ def _metric(cell: Cell) -> SequenceMetric:
         better="higher",
         measure=measure(cell),
         bounds=bounds(cell),
+        among=among(cell),
         free_running=cell.reads == "itself",
         version=version,
     )

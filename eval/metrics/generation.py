@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from wane.eval.metrics.answers import READOUTS, certain
 from wane.eval.metrics.contract import TokenMetric
-from wane.eval.metrics.loss import task_bounds
+from wane.eval.metrics.loss import all_tokens, task_bounds
 from wane.eval.metrics.once import once
 from wane.eval.metrics.saying import noise_at, noise_keys
 from wane.eval.metrics.view import View
@@ -122,6 +122,7 @@ METRICS = (
         free_running=True,
         by="level",
         bounds=task_bounds,
+        among=all_tokens,
         meaning="accuracy_free_running at each difficulty",
     ),
 )

@@ -7,9 +7,11 @@ from jax import Array, lax
 
 from wane.eval.metrics import deviation
 from wane.eval.metrics.contract import SequenceMetric, per_sequence
+from wane.eval.metrics.floor import most_frequent, unigram_loss
 from wane.eval.metrics.largest import choice, is_largest
 from wane.eval.metrics.once import once
 from wane.eval.metrics.view import View
+from wane.scaling.shape import Shape
 from wane.train.data import Task
 
 
@@ -50,6 +52,10 @@ def task_bounds(task: Task) -> tuple[float | None, float | None]:
     return task.chance, task.ceiling
 
 
+def all_tokens(task: Task, shape: Shape) -> int:
+    return shape.vocab
+
+
 def hit(view: View) -> tuple[Array, Array]:
     return is_largest(view.logits_BSV, view.targets_BS).astype(jnp.float32), view.scored_BS
 
@@ -62,6 +68,7 @@ METRICS = (
         meaning="mean negative log-likelihood of the next token",
         better="lower",
         measure=loss,
+        floor=unigram_loss,
         each=True,
     ),
     SequenceMetric(
@@ -108,5 +115,7 @@ METRICS = (
         better="higher",
         measure=per_sequence(hit),
         bounds=task_bounds,
+        among=all_tokens,
+        floor=most_frequent,
     ),
 )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from wane.eval.metrics.answers import among_options, has_values, hit_of, option_bounds
+from wane.eval.metrics.answers import among_options, has_values, hit_of, its_options, option_bounds
 from wane.eval.metrics.contract import SequenceMetric, TokenMetric, per_sequence
 from wane.eval.metrics.largest import is_largest
 from wane.eval.metrics.view import View
@@ -44,6 +44,7 @@ METRICS = (
         better="higher",
         measure=per_sequence(true_mass),
         bounds=option_bounds,
+        among=its_options,
     ),
     TokenMetric(
         name="mc2_by_level",
@@ -54,6 +55,7 @@ METRICS = (
         measure=true_mass,
         by="level",
         bounds=option_bounds,
+        among=its_options,
     ),
     TokenMetric(
         name="accuracy_of_options_by_level",
@@ -64,6 +66,7 @@ METRICS = (
         measure=hit_of("options"),
         by="level",
         bounds=option_bounds,
+        among=its_options,
     ),
     SequenceMetric(
         name="foil_said",

@@ -9,6 +9,7 @@
 Source: Gao et al., "A framework for few-shot language model evaluation", doi 10.5281/zenodo.10256836.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def language_model(
     directory: str | os.PathLike,
     member: str,
     *,
-    method: str | None = None,
+    method: str | Degrade | None = None,
     severity: float = 0.0,
     settings: Mapping[str, Any] | None = None,
     calibration: str = "same",
@@ -41,9 +42,12 @@ def language_model(
 ) -> "DegradedLM":
     """A member of a study directory under one degradation, as the harness's `LM`.
 
-    member: its id, or the beginning of one.  method: of `wane list methods`; None: as it was trained.  severity: in
-    the method's unit, as a study's `severities` (a fraction, or bits).  batch: rows of a program call.
-    Raises ValueError in one line for a member that is not there or that was not trained on text.
+    member: its id, or the beginning of one.  method: of `wane list methods`, or a study's `Degrade`, which may have
+    a scope and a second method; None: as it was trained.  severity: in the method's unit, as a study's `severities`
+    (a fraction, or bits).  settings, calibration: those of a method that is given by its name.  batch: rows of a
+    program call.
+    Raises ValueError in one line for a member that is not there or that was not trained on text, and for a
+    degradation that trains on.
     """
     found = trained_member(Path(directory), member)
     source = next((s for s in found.stream.sources if isinstance(s, TextSource)), None)
@@ -53,9 +57,13 @@ def language_model(
         )
     edit = Edit()
     if method is not None:
-        degrade = Degrade(
-            method=method, settings=dict(settings or {}), severities=(severity,), calibration=calibration
-        )
+        if isinstance(method, Degrade) and method.recovery:
+            raise ValueError("method.recovery: trains the member on, here it is degraded only; leave it out")
+        if isinstance(method, Degrade):
+            degrade = dataclasses.replace(method, severities=(severity,))
+        else:
+            told = {"settings": dict(settings or {}), "calibration": calibration}
+            degrade = Degrade(method=method, severities=(severity,), **told)
         edit = found.edit(degrade, draw)
     return DegradedLM(TextModel(found.params, edit, found.shape, batch), source)
 

@@ -14,7 +14,7 @@ from wane.launch.cells import TrainCell
 from wane.launch.directory import StudyDirectory
 from wane.launch.plan import Plan
 from wane.launch.run import load_params
-from wane.scaling.degrade.contract import Where, severity_of
+from wane.scaling.degrade.contract import Where
 from wane.scaling.edit import Edit, Params
 from wane.scaling.shape import Shape
 from wane.train.data import Stream
@@ -59,10 +59,10 @@ class TrainedMember:
         return calibration(degrade.calibration, stream, count, seed)
 
     def edit(self, degrade: Degrade, draw: int) -> Edit:
-        """The edit that a sweep makes of `degrade` at its one severity, in this draw."""
+        """The edit that a sweep makes of `degrade` in this draw at its severity (of several the most harmful)."""
         method, key, where = degrade.built(self.shape), self.key(degrade, draw), Where.everywhere(self.shape)
-        (setting,) = degrade.severities
-        severity = jnp.float32(severity_of(setting, method.unit))
+        *_, level = dataclasses.replace(degrade, identity=False).grid(self.shape)
+        severity = jnp.asarray(degrade.at(level), jnp.float32)
         fitted = jax.jit(method.fit)(self.params, jnp.asarray(self.calibration(degrade)), key)
         return jax.jit(method.apply)(self.params, fitted, severity, where, jax.random.fold_in(key, 1))
 

@@ -17,8 +17,8 @@ from wane.launch.environment import available_memory
 from wane.launch.expand import Cohort, Decided, cells, cohorts, pack_seeds, splits
 from wane.scaling.family import describe
 from wane.scaling.shape import Shape
+from wane.train.data.graded_facts import CAPACITY, exposure
 from wane.train.data.graded_facts import TOKENS as FACT_TASKS
-from wane.train.data.graded_facts import exposure
 
 # Share of the machine's matrix-product rate that a small model reaches; measured with `quickstart` on 2 CPU
 # cores, and only used to say how long a study will take.
@@ -249,8 +249,8 @@ def shape_table(plan: Plan, arm: str, variant: Study) -> Table:
 
 
 def fact_lines(plan: Plan) -> Iterator[str]:
-    """What each shape can be asked to know: load and exposures of the tasks of facts, and the loads whose facts
-    would be stated 100 and 1000 times."""
+    """What each shape can be asked to know: load and exposures of the tasks of facts, and the feasible region of
+    this share and token budget."""
     for arm, *_ in plan.study.variants():
         for shape, cell in plan.trained(arm).items():
             for source in cell.stream.describe()["sources"]:
@@ -259,10 +259,17 @@ def fact_lines(plan: Plan) -> Iterator[str]:
                 rows = cell.steps * cell.train.batch_size * source["share of rows"]
                 scored = rows * source["scored tokens per row"]
                 found = exposure(task, cell.data.facts, shape.param_counts()["non_embedding"], scored)
-                reached = " and ".join(f"{found.product / n:.3g} at {n}" for n in (100, 1000))
+                entities = int(cell.data.facts * found.most / found.load)
+                verdict = (
+                    "feasible" if found.load <= found.most else f"NOT feasible: data.facts={entities} is"
+                )
+                ends = " and ".join(
+                    f"{min(bits, found.product / n):.3g} at {n}" for n, bits in CAPACITY.items()
+                )
                 yield (
                     f"facts ({task}) of {shape.name}{f', arm {arm}' if arm else ''}: {found.load:.3g} bits per"
-                    f" parameter, each stated {found.exposures:.3g} times; this budget allows {reached}"
+                    f" parameter, each stated {found.exposures:.3g} times: {verdict}; the feasible region of this"
+                    f" budget ends at {ends} exposures, {entities} entities"
                 )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from report_rows import curves_of, point
+from test_sweep import SHAPE
 
 from wane.eval import summary
 from wane.eval.competence import POOLED, has_parts
@@ -27,7 +28,7 @@ def rows_of(name, right, seeds=2, levels=True, sequences=200, **more):
     found = [told | {"metric": "accuracy", "value": float(np.nanmean(hit))}]
     if levels:
         (part,) = parts("level", data, stream)
-        found += list(token_rows(METRICS["accuracy_by_level"], hit, part))
+        found += list(token_rows(METRICS["accuracy_by_level"], hit, part, SHAPE))
     return [
         point(DEEP, seed, severity, **(row | {"unit": "fraction"} | more))
         for seed, severity, row in itertools.product(range(seeds), (0.0, 0.5), found)
@@ -51,7 +52,7 @@ WITHOUT = {
     "R1": (lambda level: level < 70, "distance 88"),
     "M1": (lambda level: level < 2, "2 hops"),
     "M2": (lambda level: level == 1 or level > 10, "chain"),
-    "P": (lambda level: level > 1, "choice of the arm"),
+    "P": (lambda level: level % 10 > 1, "choice of the arm"),
     "I": (lambda level: level % 100 < 10, "held-out length"),
     "T2": (lambda level: level < 27, "27 rumours per truth"),
 }

@@ -366,16 +366,19 @@ def test_stars_have_arms_of_one_length_and_the_foil_starts_another():
             ends[first] = arm
         sizes |= {(len(ends), len(arm)) for arm in ends.values()}
         depth = len(ends[first])
-        assert level[query + 5 : query + 5 + depth].tolist() == list(range(1, depth + 1))
+        size = 100 * len(ends) + 10 * depth
+        assert level[query + 5 : query + 5 + depth].tolist() == list(range(size + 1, size + depth + 1))
+        assert len(edges) == len(ends) * depth
+        assert graded_path.guess(level[query + 5 : query + 7]).tolist() == [1 / len(ends), 1 / len(edges)]
         assert foil[query + 5] in set(ends) - {tokens[query + 5]}
         assert ends[tokens[query + 5]][-1] == goal
-        assert ((foil >= 0) == (level == 1)).all()
+        assert ((foil >= 0) == (level % 10 == 1)).all()
     assert sizes == {(2, 2), (2, 4), (5, 5)}
 
 
 def test_the_edge_order_does_not_tell_the_arm():
     tokens, level, foil = generate("P", rows=3000, length=33)
-    at_B = np.argmax(level == 1, axis=1)
+    at_B = np.argmax(level % 10 == 1, axis=1)
     row = np.arange(3000)
     place = [(tokens[:, 1:] == x[row, at_B][:, None]).argmax(axis=1) for x in (tokens, foil)]
     assert (place[0] < place[1]).mean() == pytest.approx(0.5, abs=0.04)

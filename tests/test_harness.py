@@ -9,12 +9,13 @@ import pytest
 from degrade_cases import trained
 from rich.console import Console
 
+from wane.eval.degrade import Recovery, Then
 from wane.eval.study import Degrade, Evaluation, Study
 from wane.eval.text_model import TextModel, windows
 from wane.launch.run import run_study
 from wane.scaling.degrade import build
-from wane.scaling.degrade.contract import Where
-from wane.scaling.edit import Edit
+from wane.scaling.degrade.contract import Scope, Where
+from wane.scaling.edit import Edit, merge
 from wane.scaling.family import exact_ladder
 from wane.scaling.model import apply, unembed
 from wane.scaling.shape import Shape
@@ -179,7 +180,7 @@ def test_the_harness_reads_a_text_trained_member(study, tmp_path, monkeypatch):
     assert found["text"] < 2.0
     ruined = evaluate(language_model(study, "d16", method="magnitude_weights", severity=0.9), tmp_path)
     assert ruined["text"] > found["text"] + 1
-    assert ruined["said"] <= found["said"]
+    assert found["said"] == 1.0 > ruined["said"]
 
 
 def test_severity_0_is_the_member_as_it_was_trained(study):
@@ -190,6 +191,21 @@ def test_severity_0_is_the_member_as_it_was_trained(study):
     )
     assert plain.log_p == pytest.approx(same.log_p, abs=1e-5)
     assert none.log_p < plain.log_p - 10
+
+
+def test_a_degradation_may_have_a_scope_and_a_second_method(study):
+    """Nothing of the scope's matrices is left, then rounding to 3 bits: as the edits one after the other."""
+    scope = Scope(matrices=("down",))
+    both = Degrade(method="magnitude_weights", scope=scope, then=Then(method="rtn", severities=(3.0,)))
+    of = language_model(study, "d16", method=both, severity=1.0).model
+    weights = merge(of.params, of.edit)["blocks"]
+    assert not np.any(weights["down"])
+    alone = language_model(study, "d16", method="rtn", severity=3.0).model
+    rounded = merge(alone.params, alone.edit)["blocks"]
+    np.testing.assert_allclose(weights["up"], rounded["up"], atol=1e-6)
+    assert np.any(weights["up"] != of.params["blocks"]["up"])
+    with pytest.raises(ValueError, match="method.recovery: trains the member on"):
+        language_model(study, "d16", method=Degrade(method="rtn", recovery=Recovery(steps=(1,))))
 
 
 def test_text_and_tokens(study):

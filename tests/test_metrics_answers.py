@@ -219,6 +219,6 @@ def test_text_has_no_values(tmp_path, monkeypatch):
 def test_levels_are_told_task_by_task(splits):
     data = splits.evaluation
     (part,) = parts("level", data, splits.stream)
-    rows = list(token_rows(METRICS["loss_by_level"], 1.0 * data.level_NS, part))
+    rows = list(token_rows(METRICS["loss_by_level"], 1.0 * data.level_NS, part, SHAPE))
     assert {r["task"] for r in rows} == {"L2", "S"}  # L1 has no level
     assert all(r["value"] == r["at"] for r in rows)

@@ -125,7 +125,7 @@ def test_rows_carry_the_bounds_of_their_level_and_of_what_was_asked():
     stream, data = evaluation_of("M1", 30)
     hit = np.where(data.scored_NS, 1.0, np.nan)
     (part,) = parts("level", data, stream)
-    rows = list(token_rows(METRICS["accuracy_by_level"], hit, part))
+    rows = list(token_rows(METRICS["accuracy_by_level"], hit, part, SHAPE))
     assert {(r["at"], r["chance"], r["ceiling"]) for r in rows} == {
         (0.0, 1.0, 1.0), (1.0, 1 / 3, 1.0), (2.0, 0.51, 1.0)
     }  # fmt: skip

@@ -106,10 +106,13 @@ def told_by(world: World, *, task: str) -> dict[str, int]:
     return {"stored": world.facts * ATTRIBUTES * TOKENS[task]}
 
 
+# Exposures -> the bits per parameter that can be known after so many (Allen-Zhu & Li 2024, arXiv 2404.05405).
+CAPACITY = {100: 1.0, 1000: 2.0}
+
+
 class Exposure(NamedTuple):
     """What a training asks of K or K3.  load: bits of facts per parameter; exposures: how often each is stated.
-    Their product depends only on the token budget and the task's share: a load is feasible where the exposures that
-    are left are enough: about 100 for 1 bit per parameter, 1000 for 2 (Allen-Zhu & Li 2024, arXiv 2404.05405)."""
+    Their product depends only on the token budget and the task's share."""
 
     load: float
     exposures: float
@@ -117,6 +120,12 @@ class Exposure(NamedTuple):
     @property
     def product(self) -> float:
         return self.load * self.exposures
+
+    @property
+    def most(self) -> float:
+        """The largest load that is feasible with this budget, bits per parameter: as many as a model can hold
+        after the exposures that are then left (CAPACITY)."""
+        return max(min(bits, self.product / exposures) for exposures, bits in CAPACITY.items())
 
 
 def exposure(task: str, facts: int, params: int, scored: float) -> Exposure:

@@ -1,16 +1,19 @@
 """P: path finding on a star graph, where the first step needs a look ahead to the goal."""
 
+from typing import TypeVar
+
 import numpy as np
 
 from wane.train.data.graded_language import tagged
 from wane.train.data.task import GradedTask, Role, Rows, World
 from wane.train.data.vocabulary import EQUALS, SYMBOL, SYMBOLS, WORD, distinct
 
+OfSize = TypeVar("OfSize", int, np.ndarray)
 SIZES = ((2, 2), (2, 4), (5, 5))  # (arms, depth)
 QUERY = WORD
 
 
-def item_width(arms: int, depth: int) -> int:
+def item_width(arms: OfSize, depth: OfSize) -> OfSize:
     """Tokens of one item: pairs, QUERY start goal EQUALS, and a path of 1 + depth nodes."""
     return 2 * arms * depth + 4 + 1 + depth
 
@@ -20,14 +23,21 @@ def star_sizes(length: int) -> list[tuple[int, int]]:
     return [size for size in SIZES if item_width(*size) <= length - 1]
 
 
+def guess(level: np.ndarray) -> np.ndarray:
+    """Chance: any of the centre's neighbours at the choice of the arm, any node but the centre behind it."""
+    level = np.asarray(level)
+    arms, depth, place = level // 100, level // 10 % 10, level % 10
+    return 1 / np.where(place == 1, arms, arms * depth)
+
+
 def path(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """Path finding on a star (Bachmann and Nagarajan 2024, "The pitfalls of next-token prediction"): items of
     all edges in random order, as pairs that point away from the centre; QUERY start goal, the centre and the
     end of one arm; EQUALS and the nodes from start to goal.  One size of star per row.
 
-    Scored: the path after the start; level: place in it.  Place 1 has to be found backwards from the goal;
-    each later node stands in the edges behind the node before it.  Foil, at place 1: the first node of
-    another arm.
+    Scored: the path after the start; level: the size of the star and the place in the path.  Place 1 has to be
+    found backwards from the goal; each later node stands in the edges behind the node before it.  Foil, at place
+    1: the first node of another arm.
     """
     sizes = star_sizes(length)
     size_B = rng.integers(len(sizes), size=rows)
@@ -57,7 +67,7 @@ def star_items(rng, shape: tuple[int, int], arms: int, depth: int) -> tuple[np.n
     parts = edges, query, centre_BM1, goal_BM1, equals, centre_BM1, arm_BMAD[..., 0, :]
     items = np.concatenate(parts, axis=-1)
     level, foil = np.full((2, *items.shape), -1)
-    level[..., -depth:] = np.arange(1, depth + 1)
+    level[..., -depth:] = 100 * arms + 10 * depth + np.arange(1, depth + 1)
     foil[..., -depth] = arm_BMAD[..., 1, 0]
     return items, level, foil
 
@@ -67,13 +77,15 @@ TASKS = (
         name="P",
         title="path finding on a star graph: from the centre to the end of one arm",
         chance=1 / SYMBOLS,
+        chance_at=guess,
         ceiling=1.0,
         scored="the nodes of the path after the start",
         knobs="2 arms of 2 or 4 nodes, 5 arms of 5, as far as the context allows; edges in random order",
-        level="place in the path; 1 is the choice of the arm",
-        part=lambda place: "choice of the arm" if place == 1 else "rest of the path",
+        level="100 x arms + 10 x depth + place in the path; place 1 is the choice of the arm",
+        part=lambda level: "choice of the arm" if level % 10 == 1 else "rest of the path",
         answers=(SYMBOL, SYMBOLS),
         mixed=False,
+        item=lambda level, length: item_width(level // 100, level // 10 % 10),
         generate=path,
         names={QUERY: "from-to:"},
     ),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wane.train.data import TASKS, graded_range, key, vocabulary
 from wane.train.data.graded_facts import exposure
+from wane.train.data.graded_topic import BLIND_NATS
 from wane.train.data.task import World
 
 MORE = ("X", "M3", "T1", "T2", "G")
@@ -407,6 +408,10 @@ def test_topic_ceiling_is_that_of_bayes_and_hidden_rows_reach_it():
         assert (share * step[z].max(axis=1)).sum() == pytest.approx(TASKS["G"].ceiling, abs=1e-9)
         entropy = -(share[:, None] * step[z] * np.log(np.where(step[z] > 0, step[z], 1))).sum()
         assert entropy == pytest.approx(2.364, abs=5e-4)
+        assert TASKS["G"].entropy(np.array([20, 21])) == pytest.approx([entropy, -1])
+        blind = step.mean(axis=0)
+        cross = -(share[:, None] * step[z] * np.log(np.where(step[z] > 0, blind, 1))).sum()
+        assert pytest.approx(cross) == BLIND_NATS
     assert step.mean(axis=0).max(axis=1) == pytest.approx(0.1)
     tokens, level, _ = generate("G", rows=1500)
     x_BT, hidden = tokens[:, 2:] - 64, tokens[:, 1] == 456

@@ -18,7 +18,8 @@ from wane.scaling.model import apply, unembed
 from wane.train.data import TASKS, Data, open_data
 
 P = (0.7, 0.1, 0.1, 0.1)
-SHARES = {"L1": 1.0, "L1o2": 1.0, "L0": 1.0, "X": 1.0, "K": 1.0, "K3": 1.0, "S": 1.0}
+TOLD, BLIND = 2.36409, 3.12773  # nats of G to who knows the topic, and to who does not
+SHARES = {"L1": 1.0, "L1o2": 1.0, "L0": 1.0, "X": 1.0, "K": 1.0, "K3": 1.0, "G": 1.0, "S": 1.0}
 NAMES = [metric.name for metric in INSTRUMENTS["excess"]]
 
 
@@ -56,7 +57,12 @@ def test_rows_against_loops(splits):
             continue
         if task == "S":
             continue
-        entropy = sure[task] if task != "X" else usual * (level >= 100)
+        if task == "G":
+            told.setdefault(("topic_gain_by_level", task, level), []).append(BLIND - nll[n, s])
+            if level % 10:
+                continue
+            told.setdefault(("excess_nll_by_level", task, level), []).append(nll[n, s] - TOLD)
+        entropy = TOLD if task == "G" else sure[task] if task != "X" else usual * (level >= 100)
         told.setdefault(("excess_nll", task, None), []).append(nll[n, s] - entropy)
         if task == "X":
             told.setdefault(("excess_nll_by_level", task, level), []).append(nll[n, s] - entropy)

@@ -40,6 +40,24 @@ CEILING = float(stationary()[0])
 KNOWN_OCTAVE = 4
 
 
+def nats() -> tuple[float, float]:
+    """Of a symbol behind another, in a row of topic 0, to who knows the topic and to who knows all else and takes
+    every topic for equally likely."""
+    own_V = np.zeros(STATES)
+    own_V[: len(SUCCESSOR_P)] = SUCCESSOR_P
+    chain_V = np.zeros(STATES)
+    chain_V[CHAIN_STEPS] = 1 / len(CHAIN_STEPS)
+    chain_XV = np.stack([np.roll(chain_V, x) for x in range(STATES)])
+    any_V = np.mean([np.roll(own_V, BLOCK * z) for z in range(TOPICS)], axis=0)
+    known_XV, blind_XV = (TOPIC_P * topic_V + (1 - TOPIC_P) * chain_XV for topic_V in (own_V, any_V))
+    joint_XV = stationary()[:, None] * known_XV
+    seen = joint_XV > 0
+    return tuple(-float((joint_XV[seen] * np.log(p_XV[seen])).sum()) for p_XV in (known_XV, blind_XV))
+
+
+KNOWN_NATS, BLIND_NATS = nats()
+
+
 def topic(rng, rows: int, length: int, world: World, role: Role) -> Rows:
     """TOPIC, then symbols: from the topic with p = .4, else the next one of the chain after the symbol before.
     In half of the rows the topic token is hidden.  Scored: every symbol that has a predecessor.  Foil, where
@@ -79,6 +97,7 @@ TASKS = (
         knobs="8 topics, each 4 symbols with p = .4; else one of 8 successors; told or hidden; 2.364 nats",
         level="10 x octave of the place + (0 told, 1 hidden)",
         part=lambda level: "hidden" if level % 10 else "told",
+        entropy=lambda level: np.where(np.asarray(level) % 10 == 0, KNOWN_NATS, -1),
         answers=(SYMBOL, STATES),
         generate=topic,
         mixed=False,

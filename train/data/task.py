@@ -62,7 +62,7 @@ class Task:
     that of who knows the level and what the task says of it, and has not its skill.  nan: nobody told.
     part: which part of the task an answer of a level is of.  The competence gate asks for each: who lacks one could
     be right nearly everywhere, and have no skill that makes the task the task.  None: the task is one.
-    entropy: nats of an answer to the Bayes-optimal predictor, by levels [M]; None: nobody told.
+    entropy: nats of an answer to the Bayes-optimal predictor, by levels [M]; -1 or None: nobody told.
     stored: tokens of facts that the world holds and training tells, each of 1 / chance values alike.
     """
 

@@ -155,6 +155,12 @@ function offerTasks(wanted) {
 }
 
 function start() {
+  if (DATA.panels.length) offerControls();
+  dark.addEventListener("change", drawAll);
+  drawAll();
+}
+
+function offerControls() {
   const asked = new URLSearchParams(location.search);
   for (const name of ["x", "metric"]) {
     const select = control(name);
@@ -171,8 +177,6 @@ function start() {
     remember();
     drawCurves();
   });
-  dark.addEventListener("change", drawAll);
-  drawAll();
 }
 
 function remember() {

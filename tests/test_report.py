@@ -358,5 +358,15 @@ def test_plots_are_drawn_and_the_axis_switches(study, tmp_path):
     assert "no deviation cosine, logit on all tasks" in dom  # where it was measured there is no noise
 
 
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on the path")
+def test_what_else_there_is_is_drawn_where_there_are_no_curves(tmp_path):
+    write_member(tmp_path / "study" / "members" / "d128-L2-0", "d128-L2", 0)
+    write_rows(tmp_path / "study" / "curves.parquet", [*sensitivity_rows("d128-L2", 0)])
+    write_report(tmp_path / "study")
+    dom = dump_dom(tmp_path / "study" / "report" / "index.html", "", tmp_path)
+    assert len(re.findall(r'class="plot[^"]*js-plotly-plot', dom)) == 3  # two heat maps and the training
+
+
 def titles(dom: str) -> list[str]:
     return re.findall(r'class="[xy]title"[^>]*>([^<]*)<', dom)

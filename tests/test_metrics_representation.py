@@ -65,6 +65,27 @@ def test_margins_and_entropy():
     np.testing.assert_allclose(dev.entropy(jnp.zeros((1, 7))), np.log(7), rtol=1e-6)
 
 
+@pytest.mark.parametrize("convention", ["generation", "transition"])
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100])
+def test_kl_of_small_and_of_large_changes(size, convention):
+    """Every token against float64, and never below 0."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 2, (64, 512)).astype(np.float32)
+    changed = (z + size * rng.normal(size=z.shape)).astype(np.float32)
+    for T in (0.3, 1.0):
+        found = np.asarray(dev.kl(jnp.asarray(z), jnp.asarray(changed), T, convention))
+        log_p, log_q = (
+            x - np.logaddexp.reduce(x, -1, keepdims=True)
+            for x in (np.float64(z) / T, np.float64(changed) / T)
+        )
+        if convention == "transition":
+            log_p, log_q = log_q, log_p
+        expected = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+        np.testing.assert_allclose(found, expected, rtol=5e-5, atol=2e-12)
+        assert (found >= 0).all()
+    assert (np.asarray(dev.kl(jnp.asarray(z), jnp.asarray(z), 1.0, convention)) == 0).all()
+
+
 def test_noise_is_as_long_as_the_change_and_isotropic():
     rng = np.random.default_rng(0)
     x, changed = jnp.asarray(rng.normal(size=(2, 4000, 16)), jnp.float32)

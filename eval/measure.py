@@ -1,5 +1,6 @@
 """All metrics of one degraded model, batch by batch inside one program."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def gathers(metrics: tuple[str, ...], *, of_trained: bool) -> list[Callable[[Vie
     """What is added up over batches, of the trained model alone or of the degraded one."""
     told = [METRICS[name] for name in metrics]
     statistics = [m for m in told if isinstance(m, Statistic) and m.gather and m.of_trained == of_trained]
-    known = [m.known for m in told if m.known and of_trained]
+    known = [f for m in told if of_trained for f in m.known]
     return list(dict.fromkeys([m.gather for m in statistics] + known))
 
 
@@ -90,17 +91,25 @@ def sums_of_trained(
     """Of each of the `gathers` of the trained model.  full: its residual stream behind the last block [n, B, S, D],
     None where no metric compares with it."""
 
-    def of_batch(item: tuple[Batches, Array | None]) -> list[Sums]:
+    sums: dict[Callable[[View], Sums], Sums] = {}
+
+    def of_batch(gather: Callable[[View], Sums], item: tuple[Batches, Array | None]) -> Sums:
         batch, x_BSD = item
         stream = None if x_BSD is None else x_BSD[None]
         model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": x_BSD, "stream": stream}
-        seen = View(shape=shape, batch=Batch(*batch), **model)
-        return [gather(seen) for gather in gathers(metrics, of_trained=True)]
+        return gather(View(shape=shape, batch=Batch(*batch), known=sums, **model))
 
-    def add(totals: list[Sums], item: tuple) -> tuple[list[Sums], None]:
+    for gather in gathers(metrics, of_trained=True):
+        sums[gather] = over_batches(functools.partial(of_batch, gather), (batches, full))
+    return list(sums.values())
+
+
+def over_batches(of_batch: Callable[[Any], Sums], items: Any) -> Sums:
+    """The sums of all batches, one at a time."""
+
+    def add(totals: Sums, item: Any) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, totals, of_batch(item)), None
 
-    items = batches, full
     return lax.scan(add, zeros_of(of_batch, jax.tree.map(lambda a: a[0], items)), items)[0]
 
 

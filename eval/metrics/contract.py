@@ -77,12 +77,12 @@ class Metric:
     streams: reads the undegraded residual stream before every block, not only behind the last.  inside: what it
     reads of each block's intermediates (`wane.scaling.model.block`), as arrays that hold no more than it needs:
     all blocks must then run, and view.inside[inside] is that of all layers, [L, ...].  known: what it reads of
-    the undegraded model on the whole evaluation set: known(view) of every batch, of which there are
-    `view.full_BSV` and the tokens, added up once for all points, is view.known[known]; it must say
-    relative=True.  free_running: lets the model go on by itself, token by token, which a corruption of whole
-    input sequences does not allow.  usual: measured where a study names no metrics.  bounds: its chance and
-    ceiling on a task, either None where nobody knows it; none: it has no such thing.  Raise `version` when the
-    numbers change.
+    the undegraded model on the whole evaluation set: for each of these functions f, f(view) of every batch, of
+    which there are `view.full_BSV` and the tokens, added up once for all points, is view.known[f]; one may read
+    those before it.  It must say relative=True.  free_running: lets the model go on by itself, token by token,
+    which a corruption of whole input sequences does not allow.  usual: measured where a study names no metrics.
+    bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such thing.  Raise
+    `version` when the numbers change.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Metric:
     relative: bool = False
     streams: bool = False
     inside: Callable[[Inner], Any] | None = None
-    known: Callable[[View], Sums] | None = None
+    known: tuple[Callable[[View], Sums], ...] = ()
     free_running: bool = False
     usual: bool = False
     bounds: Callable[[Task], tuple[float | None, float | None]] | None = None

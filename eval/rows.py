@@ -106,7 +106,7 @@ def over_tasks(sum_K: np.ndarray, count_K: np.ndarray) -> tuple[float, int]:
     counted_K = count_K > 0
     if not counted_K.any():
         return 0.0, 0
-    return float(np.mean(sum_K[counted_K] / count_K[counted_K])), int(count_K.sum())
+    return float(np.mean(sum_K[counted_K] / count_K[counted_K])), round(count_K.sum())
 
 
 def sequence_rows(

@@ -16,7 +16,7 @@ from jax import Array
 from wane.eval.metrics.contract import Place, Statistic, Weights, layers
 from wane.eval.metrics.deviation import Geometry
 from wane.eval.metrics.deviation_layers import PARTS, alone, entering, parts_of_layers, some_entering
-from wane.eval.metrics.deviation_spaces import at_sampled
+from wane.eval.metrics.deviation_spaces import at_sampled, sample
 from wane.eval.metrics.few import EVERY
 from wane.eval.metrics.structure import share_of
 from wane.eval.metrics.view import View
@@ -38,8 +38,8 @@ def stream_energies(view: View) -> tuple[Array, Array]:
     """Sums over tokens of |x' - x|^2 and |x|^2 of the stream that enters every block, [L] each."""
     full_LBnD = at_sampled(view.stream[:-1]).astype(jnp.float32)
     signal_LBn = jnp.sum(full_LBnD * full_LBnD, axis=-1)
-    counted_B1 = view.batch.counted_B[:, None]
-    return tuple(jnp.sum(e * counted_B1, axis=(-2, -1)) for e in _energies(entering(view), signal_LBn))
+    weight_Bn = view.batch.counted_B[:, None] * sample(*view.targets_BS.shape).weight_Bn
+    return tuple(jnp.sum(e * weight_Bn, axis=(-2, -1)) for e in _energies(entering(view), signal_LBn))
 
 
 def _energies(moved: Geometry, signal: Array) -> tuple[Array, Array]:
@@ -72,6 +72,7 @@ METRICS = (
     ),
     Statistic(
         name="layer_noise_to_signal",
+        version=2,
         unit="ratio",
         meaning="energy of the change of the stream that enters a block, over the energy of the stream, token by"
         " token; at the first block of what is done to the input",

@@ -53,12 +53,14 @@ class Batches(NamedTuple):
 class Measured(NamedTuple):
     """What the metrics of one degraded model give, all f32: of sequence metrics sums and counts [columns,
     sequences], a column per place; of those per token a value each [metrics, sequences, S], nan where it is not
-    counted; of statistics the values of all places, one after the other."""
+    counted; of statistics the values of all places, one after the other, and how many tokens those of each average
+    over [statistics], nan where it does not tell."""
 
     sums: Array
     counts: Array
     tokens: Array
     values: Array
+    averaged: Array
 
 
 def gathers(metrics: tuple[str, ...], *, of_trained: bool) -> list[Callable[[View], Sums]]:
@@ -150,6 +152,9 @@ def measure(
     gathered = dict(zip(summed, totals, strict=True)) | {None: None} | known
     weights = Weights(shape, params, degraded, edit)
     values = [jnp.ravel(metric.values(gathered[metric.gather], weights)) for metric in of_kind[Statistic]]
+    averaged = [
+        metric.count(gathered[metric.gather]) if metric.count else jnp.nan for metric in of_kind[Statistic]
+    ]
     *of_batches, tokens = (jnp.moveaxis(_in_a_row(a), 1, 0) for a in out)
     of_all = {keep: Kept(jax.tree.map(_in_a_row, of)) for keep, of in zip(keeps, kept, strict=True)}
     whole = {m: m.measure(of_all[m.keeps]) for m in of_kind[SequenceMetric] if m.keeps}
@@ -159,7 +164,8 @@ def measure(
         )
         for i, a in enumerate(of_batches)
     ]
-    return Measured(*columns, tokens, jnp.concatenate(values) if values else jnp.zeros(0))
+    values = jnp.concatenate(values) if values else jnp.zeros(0)
+    return Measured(*columns, tokens, values, jnp.asarray(averaged, jnp.float32))
 
 
 def zeros_of(f: Callable, *args: Any) -> Any:

@@ -8,8 +8,9 @@ from test_sweep import SHAPE, Subject, rows_of, splits_of, subject_of, value
 
 from wane.eval.metrics import INSTRUMENTS, METRICS
 from wane.eval.metrics import deviation as dev
-from wane.eval.metrics.deviation_layers import COMPARED, EVERY, PARTS
+from wane.eval.metrics.deviation_layers import COMPARED, EVERY, PARTS, READ
 from wane.eval.metrics.deviation_spaces import RUN, TEMPERATURES, VECTORS, noisy, sample, sampled
+from wane.eval.metrics.moments import few
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
 from wane.scaling.model import apply, block, normalize, unembed
@@ -283,6 +284,19 @@ def test_whole_model_metrics_against_loops(swept):
         check("cosine_by_position", cosine(before, after).mean(), **where)
 
 
+def test_rows_count_the_tokens_that_their_values_average_over(swept):
+    rows, subject, _ = swept
+    N, S = subject.splits.evaluation.scored_NS.shape
+    looked_at = sum(i % BATCH % EVERY == 0 for i in range(N))
+    counts = {r["metric"]: r["count"] for r in rows if r["task"] == "all"}
+    by_sublayer = {count for name, count in counts.items() if name.endswith("_by_sublayer")}
+    assert by_sublayer == {looked_at * READ}
+    assert counts["block_noise_to_signal"] == looked_at * S / COMPARED
+    assert counts["layer_noise_to_signal"] == N * S / RUN
+    assert counts["contribution_cosine"] == N * len(few(S, BATCH))
+    assert counts["state_entropy"] == N * S
+
+
 def test_noise_moves_the_state_as_far_but_elsewhere(swept):
     rows, *_ = swept
     lengths = []
@@ -316,12 +330,12 @@ def test_blocks_alone_against_loops(swept):
     """On the undegraded stream, the first sequences of every batch, one token of four."""
     rows, subject, edit = swept
     before = states(subject, None)[2]
-    few = [i for i in range(before.shape[1]) if i % BATCH % EVERY == 0]
-    assert len(few) > 2
+    looked_at = [i for i in range(before.shape[1]) if i % BATCH % EVERY == 0]
+    assert len(looked_at) > 2
     (at,) = sampled(1, SHAPE.context, COMPARED)
     assert len(at) == SHAPE.context / 4
     for layer in range(SHAPE.n_layers):
-        x = jnp.asarray(before[layer, few], jnp.float32)
+        x = jnp.asarray(before[layer, looked_at], jnp.float32)
         told = []
         for params in (subject.params["blocks"], subject.params["blocks"] | edit.params["blocks"]):
             out, inner, _ = block({name: leaf[layer] for name, leaf in params.items()}, x, SHAPE)

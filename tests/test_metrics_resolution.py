@@ -91,6 +91,10 @@ def test_all_of_them_against_loops(splits):
     degrade = Degrade(method="random_weights", severities=(0.5,))
     rows, _, _ = rows_of(subject, degrade)
     assert {r["metric"] for r in rows} == {"loss", *NAMES}
+    read = {r["count"] for r in rows if r["metric"].startswith(("explained", "resolution"))}
+    assert read == {len(splits.evaluation.tokens_NT)}  # one token of each
+    counts = {r["count"] for r in rows if r["metric"] == "calibration_error"}
+    assert counts == {splits.evaluation.scored_NS.sum()}
     method, key, data = degrade.built(SHAPE), subject.draw_key(degrade, 0), splits.evaluation
     fitted = method.fit(subject.params, subject.calibration(degrade), key)
     key = jax.random.fold_in(key, 1)

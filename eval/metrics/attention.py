@@ -6,6 +6,7 @@ and keys: what a forward pass hands over are the maps of all queries.
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,9 @@ def effective_heads(sums: Sums, weights: Weights) -> Array:
     return jax.vmap(lambda pairs_P: vendi_score(symmetric(pairs_P, H, 1.0)))(cosine_of_pairs(sums, weights))
 
 
-def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning: str) -> Statistic:
+def _statistic(
+    name: str, unit: str, values: Callable, places: Callable, meaning: str, of: str = "n"
+) -> Statistic:
     return Statistic(
         name=name,
         unit=unit,
@@ -208,6 +211,7 @@ def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning
         better="neither",
         meaning=meaning,
         gather=maps,
+        count=itemgetter(of),
         inside=some_maps,
         version=2,
     )
@@ -246,13 +250,16 @@ METRICS = (
     _statistic(
         "query_cosine", "", query_cosine, heads,
         "cosine between the attention of a query and of the next one, over the keys that both see",
+        of="next_pairs",
     ),
     _statistic(
         "query_pair_cosine", "", query_pair_cosine, heads,
         "cosine between the attention of two queries, over keys that both see, mean over all pairs of a sequence",
+        of="pairs",
     ),
     _statistic(
         "query_vector_cosine", "", query_vector_cosine, heads,
         "cosine between two queries, as keys are multiplied with them, mean over all pairs of a sequence",
+        of="pairs",
     ),
 )  # fmt: skip

@@ -160,9 +160,11 @@ class Statistic(Metric):
     statistics of one `gather` share it.  None: from the weights alone, then sums is None.  of_trained: `gather`
     reads the trained parameters and the tokens alone, so it is done once, not at every point.  over_initial: rows
     hold the values over those of the parameters that training started from; it needs no `gather`, and where those
-    are 0 there is no row."""
+    are 0 there is no row.  count(sums): how many tokens, or pairs of them, the values average over, f32 []; None:
+    all of the evaluation set, or one item where the values are of the weights alone."""
 
     values: Callable[[Sums, Weights], Array]
     gather: Callable[[View], Sums] | None = None
+    count: Callable[[Sums], Array] | None = None
     of_trained: bool = False
     over_initial: bool = False

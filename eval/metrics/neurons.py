@@ -56,6 +56,11 @@ def neuron_overlap(sums: Sums, weights: Weights) -> Array:
     return over_experts(mean_cosine(sums["products"], jnp.abs))
 
 
+def tokens_of_each(sums: Sums) -> Array:
+    """Mean over layers, and over their experts."""
+    return sums["n"].mean()
+
+
 _EXPERTS = "; of an expert over the tokens that are routed to it, mean over experts"
 
 METRICS = (
@@ -66,6 +71,7 @@ METRICS = (
         better="neither",
         places=layers,
         gather=neuron_moments,
+        count=tokens_of_each,
         values=neuron_dimensions,
         inside=some_hidden,
     ),
@@ -77,6 +83,7 @@ METRICS = (
         better="neither",
         places=layers,
         gather=neuron_moments,
+        count=tokens_of_each,
         values=neuron_cosine,
         inside=some_hidden,
     ),
@@ -88,6 +95,7 @@ METRICS = (
         better="neither",
         places=layers,
         gather=neuron_moments,
+        count=tokens_of_each,
         values=neuron_overlap,
         inside=some_hidden,
     ),

@@ -6,6 +6,8 @@ over a 16th of all tokens.  The unbiased CKA takes one minibatch from each batch
 sequences are mostly of one task: it compares tokens inside of tasks.
 """
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,10 +93,10 @@ def residual_kernels(view: View) -> Array:
     return jax.vmap(kernel, (0, None))(degraded(view, few), weight(view, few))
 
 
-def layer_hsic(view: View) -> Array:
-    """Of all pairs of levels [L + 1, L + 1]."""
+def layer_hsic(view: View) -> tuple[Array, Array]:
+    """Of all pairs of levels [L + 1, L + 1], and the number of tokens."""
     k_LNN, n = residual_kernels(view), weight(view, few).sum()
-    return n * hsic_pairs(k_LNN, k_LNN, n)
+    return n * hsic_pairs(k_LNN, k_LNN, n), n
 
 
 def level_directions(view: View) -> Sums:
@@ -114,12 +116,13 @@ def level_directions(view: View) -> Sums:
     return {"n": n, "raw": cosines(x_LND), "centred": cosines(x_LND - mean_L1D)}
 
 
-def stream_hsic(view: View) -> tuple[Array, Array, Array]:
-    """[L + 1] each: of the degraded stream with itself, of the undegraded one, and of both."""
+def stream_hsic(view: View) -> tuple[Array, Array, Array, Array]:
+    """[L + 1] each: of the degraded stream with itself, of the undegraded one, and of both; and the number of
+    tokens."""
     weight_N = weight(view, few)
     k_LNN = residual_kernels(view)
     m_LNN = jax.vmap(kernel, (0, None))(chosen(view.stream, few), weight_N)
-    return hsic_of(k_LNN, m_LNN, weight_N.sum())
+    return *hsic_of(k_LNN, m_LNN, weight_N.sum()), weight_N.sum()
 
 
 def hsic_of(k_LNN: Array, m_LNN: Array, n: Array) -> tuple[Array, Array, Array]:
@@ -159,8 +162,9 @@ def stream_cka(sums: Sums, weights: Weights) -> Array:
 
 
 def unbiased_layer_cka(sums: Sums, weights: Weights) -> Array:
-    own_L = jnp.diagonal(sums)
-    cka_LL = sums / jnp.sqrt(own_L[:, None] * own_L)
+    hsic_LL, _ = sums
+    own_L = jnp.diagonal(hsic_LL)
+    cka_LL = hsic_LL / jnp.sqrt(own_L[:, None] * own_L)
     return cka_LL[np.triu_indices(len(own_L), 1)]
 
 
@@ -170,7 +174,7 @@ def level_cosine(sums: Sums, weights: Weights) -> Array:
 
 
 def unbiased_stream_cka(sums: Sums, weights: Weights) -> Array:
-    xx_L, yy_L, xy_L = sums
+    xx_L, yy_L, xy_L, _ = sums
     return xy_L / jnp.sqrt(xx_L * yy_L)
 
 
@@ -189,6 +193,7 @@ METRICS = (
         better="neither",
         places=level_pairs,
         gather=layer_hsic,
+        count=itemgetter(-1),
         values=unbiased_layer_cka,
         inside=entering_few,
     ),
@@ -201,6 +206,7 @@ METRICS = (
         better="neither",
         places=raw_and_centred_pairs,
         gather=level_directions,
+        count=itemgetter("n"),
         values=level_cosine,
         inside=entering_few,
     ),
@@ -211,6 +217,7 @@ METRICS = (
         better="neither",
         places=neighbours,
         gather=residual_moments,
+        count=itemgetter("n"),
         values=neighbour_cka,
         inside=entering_spaced,
     ),
@@ -221,6 +228,7 @@ METRICS = (
         better="higher",
         places=levels,
         gather=stream_moments,
+        count=lambda sums: sums[0]["n"],
         values=stream_cka,
         relative=True,
         streams=True,
@@ -234,6 +242,7 @@ METRICS = (
         better="higher",
         places=levels,
         gather=stream_hsic,
+        count=itemgetter(-1),
         values=unbiased_stream_cka,
         relative=True,
         streams=True,
@@ -246,6 +255,7 @@ METRICS = (
         better="neither",
         places=levels,
         gather=residual_moments,
+        count=itemgetter("n"),
         values=residual_dimensions,
         inside=entering_spaced,
     ),
@@ -256,6 +266,7 @@ METRICS = (
         better="neither",
         places=raw_and_centred,
         gather=token_directions,
+        count=itemgetter("n"),
         values=token_cosine,
     ),
 )

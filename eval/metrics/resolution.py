@@ -22,6 +22,7 @@ Every STRIDE-th token is read: this many distributions of every token would cost
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -228,6 +229,7 @@ def _explained(name: str, by: str, *families: str) -> Statistic:
         better="neither",
         relative=True,
         gather=coarsened,
+        count=itemgetter("count"),
         known=(own_ngrams, own_coarser),
         values=explained_by(*families),
         version=4,
@@ -248,6 +250,7 @@ METRICS = (
         better="lower",
         relative=True,
         gather=coarsened,
+        count=itemgetter("count"),
         known=(own_ngrams, own_coarser),
         values=best_temperature,
         version=4,
@@ -258,6 +261,7 @@ METRICS = (
         meaning="expected calibration error, 15 bins: mean of |accuracy - confidence| over scored tokens",
         better="lower",
         gather=calibration,
+        count=lambda sums: sums[0].sum(),
         values=calibration_error,
     ),
     SequenceMetric(

@@ -1,5 +1,6 @@
 """All metrics of one degraded model, batch by batch inside one program."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -52,19 +53,21 @@ class Batches(NamedTuple):
 class Measured(NamedTuple):
     """What the metrics of one degraded model give, all f32: of sequence metrics sums and counts [columns,
     sequences], a column per place; of those per token a value each [metrics, sequences, S], nan where it is not
-    counted; of statistics the values of all places, one after the other, as `defined` tells them."""
+    counted; of statistics the values of all places, one after the other, as `defined` tells them, and how many
+    tokens those of each average over [statistics], nan where it does not tell."""
 
     sums: Array
     counts: Array
     tokens: Array
     values: Array
+    averaged: Array
 
 
 def gathers(metrics: tuple[str, ...], *, of_trained: bool) -> list[Callable[[View], Sums]]:
     """What is added up over batches, of the trained model alone or of the degraded one."""
     told = [METRICS[name] for name in metrics]
     statistics = [m for m in told if isinstance(m, Statistic) and m.gather and m.of_trained == of_trained]
-    known = [m.known for m in told if m.known and of_trained]
+    known = [f for m in told if of_trained for f in m.known]
     return list(dict.fromkeys([m.gather for m in statistics] + known))
 
 
@@ -90,17 +93,25 @@ def sums_of_trained(
     """Of each of the `gathers` of the trained model.  full: its residual stream behind the last block [n, B, S, D],
     None where no metric compares with it."""
 
-    def of_batch(item: tuple[Batches, Array | None]) -> list[Sums]:
+    sums: dict[Callable[[View], Sums], Sums] = {}
+
+    def of_batch(gather: Callable[[View], Sums], item: tuple[Batches, Array | None]) -> Sums:
         batch, x_BSD = item
         stream = None if x_BSD is None else x_BSD[None]
         model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": x_BSD, "stream": stream}
-        seen = View(shape=shape, batch=Batch(*batch), **model)
-        return [gather(seen) for gather in gathers(metrics, of_trained=True)]
+        return gather(View(shape=shape, batch=Batch(*batch), known=sums, **model))
 
-    def add(totals: list[Sums], item: tuple) -> tuple[list[Sums], None]:
+    for gather in gathers(metrics, of_trained=True):
+        sums[gather] = over_batches(functools.partial(of_batch, gather), (batches, full))
+    return list(sums.values())
+
+
+def over_batches(of_batch: Callable[[Any], Sums], items: Any) -> Sums:
+    """The sums of all batches, one at a time."""
+
+    def add(totals: Sums, item: Any) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, totals, of_batch(item)), None
 
-    items = batches, full
     return lax.scan(add, zeros_of(of_batch, jax.tree.map(lambda a: a[0], items)), items)[0]
 
 
@@ -140,10 +151,11 @@ def measure(
     totals, (*out, kept) = lax.scan(one, zeros, items)
     gathered = dict(zip(summed, totals, strict=True)) | {None: None} | known
     weights = Weights(shape, params, degraded, edit)
-    values = []
+    values, averaged = [], []
     for metric in of_kind[Statistic]:
         sums = gathered[metric.gather]
         values.append(defined(jnp.ravel(metric.values(sums, weights)), (sums, degraded)))
+        averaged.append(metric.count(sums) if metric.count else jnp.nan)
     *of_batches, tokens = (jnp.moveaxis(_in_a_row(a), 1, 0) for a in out)
     of_all = {keep: Kept(jax.tree.map(_in_a_row, of)) for keep, of in zip(keeps, kept, strict=True)}
     whole = {m: m.measure(of_all[m.keeps]) for m in of_kind[SequenceMetric] if m.keeps}
@@ -153,7 +165,8 @@ def measure(
         )
         for i, a in enumerate(of_batches)
     ]
-    return Measured(*columns, tokens, jnp.concatenate(values) if values else jnp.zeros(0))
+    values = jnp.concatenate(values) if values else jnp.zeros(0)
+    return Measured(*columns, tokens, values, jnp.asarray(averaged, jnp.float32))
 
 
 def defined(value: Array, of: Any) -> Array:

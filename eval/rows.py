@@ -17,6 +17,7 @@ from wane.eval.metrics.contract import (
     Place,
     SequenceMetric,
     SetMetric,
+    Statistic,
     TokenMetric,
 )
 from wane.eval.metrics.groups import GROUPS
@@ -34,12 +35,12 @@ from wane.train.data.task import Task
 def values(subject: Subject, measured: Measured, initial: np.ndarray) -> Iterator[dict]:
     """The values of a point: one dict per metric, task and place; what compares draws is in `agreements`.  initial:
     `subject.initial`.  No program runs here: on a CPU it and that of the next point would wait for each other."""
-    sums, counts, tokens, others = (np.asarray(a, np.float64) for a in measured)
+    sums, counts, tokens, others, averaged = (np.asarray(a, np.float64) for a in measured)
     shape, evaluation = subject.member.shape, subject.splits.evaluation
     N = len(evaluation.task_N)
     of_each = (of_tasks(a, evaluation) for a in (sums, counts))
     columns = zip(sums[:, :N], counts[:, :N], *of_each, strict=True)
-    per_token, statistics, before = iter(tokens), iter(others), iter(initial)
+    per_token, statistics, before, told = iter(tokens), iter(others), iter(initial), iter(averaged)
     for metric in (METRICS[name] for name in subject.settings.metrics):
         if isinstance(metric, PerToken):
             value_NS = next(per_token)[:N]
@@ -49,13 +50,21 @@ def values(subject: Subject, measured: Measured, initial: np.ndarray) -> Iterato
             if isinstance(metric, SetMetric):
                 yield from set_rows(metric, value_NS, shape, evaluation)
             continue
+        count = averages_over(metric, next(told), evaluation) if isinstance(metric, Statistic) else None
         for place in metric.places(shape):
             if isinstance(metric, SequenceMetric):
                 yield from sequence_rows(metric, place, *next(columns), evaluation, shape)
                 continue
             value, unit = next(statistics), next(before) if metric.over_initial else 1.0
             if unit and not np.isnan(value):  # it is not defined
-                yield value_row(metric, place, "all", value / unit, evaluation.scored_NS.size)
+                yield value_row(metric, place, "all", value / unit, count)
+
+
+def averages_over(metric: Statistic, told: float, evaluation: EvalSet) -> int:
+    """How many tokens, or pairs of them, the values of a statistic average over."""
+    if metric.gather is None:
+        return 1
+    return evaluation.scored_NS.size if np.isnan(told) else round(told)
 
 
 def said(subject: Subject, measured: Measured) -> dict[DrawMetric, np.ndarray]:
@@ -106,7 +115,7 @@ def over_tasks(sum_K: np.ndarray, count_K: np.ndarray) -> tuple[float, int]:
     counted_K = count_K > 0
     if not counted_K.any():
         return 0.0, 0
-    return float(np.mean(sum_K[counted_K] / count_K[counted_K])), int(count_K.sum())
+    return float(np.mean(sum_K[counted_K] / count_K[counted_K])), round(count_K.sum())
 
 
 def sequence_rows(

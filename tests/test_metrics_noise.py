@@ -14,7 +14,7 @@ from wane.eval.measure import insides
 from wane.eval.metrics import METRICS
 from wane.eval.metrics.contract import Weights
 from wane.eval.metrics.deviation_layers import COMPARED, PARTS
-from wane.eval.metrics.deviation_spaces import sampled
+from wane.eval.metrics.deviation_spaces import sample, sampled
 from wane.eval.metrics.few import EVERY
 from wane.eval.metrics.noise import block_ratios, stream_ratios
 from wane.eval.metrics.view import Batch, View
@@ -81,9 +81,11 @@ def slow(shape, params, edit, tokens_nBT, counted):
                     at = sampled(len(tokens_BT[::EVERY]), shape.context, COMPARED)[i // EVERY]
                     noise[l, p] += np.sum((changed[i, at] - f[i, at]) ** 2)
                     signal[l, p] += np.sum(f[i, at] ** 2)
-            for i, places in enumerate(sampled(len(tokens_BT), shape.context)[:B]):
-                noise[l, 3] += np.sum((np.float64(bad[l, i, places]) - np.float64(x[i, places])) ** 2)
-                signal[l, 3] += np.sum(np.float64(x[i, places]) ** 2)
+            for i, (places, weights) in enumerate(zip(*sample(len(tokens_BT), shape.context), strict=True)):
+                if i < B:
+                    change = np.float64(bad[l, i, places]) - np.float64(x[i, places])
+                    noise[l, 3] += weights @ np.sum(change**2, axis=1)
+                    signal[l, 3] += weights @ np.sum(np.float64(x[i, places]) ** 2, axis=1)
     ratio = noise / signal
     return ratio[:, :3], ratio[:, PARTS.index("block")].mean(), ratio[:, 3]
 

@@ -8,8 +8,9 @@ from test_sweep import SHAPE, Subject, rows_of, splits_of, subject_of, value
 
 from wane.eval.metrics import INSTRUMENTS, METRICS
 from wane.eval.metrics import deviation as dev
-from wane.eval.metrics.deviation_layers import COMPARED, EVERY, PARTS
-from wane.eval.metrics.deviation_spaces import RUN, TEMPERATURES, VECTORS, noisy, sampled
+from wane.eval.metrics.deviation_layers import COMPARED, EVERY, PARTS, READ
+from wane.eval.metrics.deviation_spaces import RUN, TEMPERATURES, VECTORS, noisy, sample, sampled
+from wane.eval.metrics.moments import few
 from wane.eval.study import Degrade, Evaluation
 from wane.scaling.degrade.contract import Where
 from wane.scaling.model import apply, block, normalize, unembed
@@ -65,6 +66,27 @@ def test_margins_and_entropy():
     np.testing.assert_allclose(dev.entropy(jnp.zeros((1, 7))), np.log(7), rtol=1e-6)
 
 
+@pytest.mark.parametrize("convention", ["generation", "transition"])
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100])
+def test_kl_of_small_and_of_large_changes(size, convention):
+    """Every token against float64, and never below 0."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 2, (64, 512)).astype(np.float32)
+    changed = (z + size * rng.normal(size=z.shape)).astype(np.float32)
+    for T in (0.3, 1.0):
+        found = np.asarray(dev.kl(jnp.asarray(z), jnp.asarray(changed), T, convention))
+        log_p, log_q = (
+            x - np.logaddexp.reduce(x, -1, keepdims=True)
+            for x in (np.float64(z) / T, np.float64(changed) / T)
+        )
+        if convention == "transition":
+            log_p, log_q = log_q, log_p
+        expected = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+        np.testing.assert_allclose(found, expected, rtol=5e-5, atol=2e-12)
+        assert (found >= 0).all()
+    assert (np.asarray(dev.kl(jnp.asarray(z), jnp.asarray(z), 1.0, convention)) == 0).all()
+
+
 def test_noise_is_as_long_as_the_change_and_isotropic():
     rng = np.random.default_rng(0)
     x, changed = jnp.asarray(rng.normal(size=(2, 4000, 16)), jnp.float32)
@@ -76,10 +98,34 @@ def test_noise_is_as_long_as_the_change_and_isotropic():
 
 
 def test_every_run_of_positions_gives_one_of_each_place():
-    positions = sampled(300, 3 * RUN + 2)
+    positions, _ = sample(300, 3 * RUN + 2)
     np.testing.assert_array_equal(positions // RUN, np.broadcast_to(np.arange(4), (300, 4)))
     assert set(positions[:, 0]) == set(range(RUN))
     assert set(positions[:, 3]) == {3 * RUN, 3 * RUN + 1}
+
+
+@pytest.mark.parametrize("batch", [8, 16, 50])
+@pytest.mark.parametrize("length", [64, 100, 128])
+def test_every_octave_is_read_in_every_batch_and_means_stay_those_over_all_tokens(batch, length):
+    position, (places, weights) = 1 + np.arange(length), sample(batch, length)
+    octave_S = np.log2(position).astype(int)
+    read = np.bincount(octave_S[places].ravel(), minlength=octave_S[-1] + 1)
+    assert read.min() > 0
+    told = np.bincount(octave_S[places].ravel(), weights.ravel()) / weights.sum()
+    runs = np.arange(0, length, RUN)
+    # each run weighs the same, as each is read once by every sequence
+    expected = [
+        np.bincount(octave_S[r : r + RUN], minlength=len(read)) / len(octave_S[r : r + RUN]) for r in runs
+    ]
+    np.testing.assert_allclose(told, np.mean(expected, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(weights.mean(axis=0), 1, rtol=1e-5)
+
+
+def test_few_sequences_read_anywhere():
+    """Fewer than there are octaves: all positions are as likely as each other."""
+    places, weights = sample(5, 32)
+    assert places.shape == (5, 1)
+    assert (weights == 1).all()
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +162,22 @@ def states(subject, edit):
 
 def tokens_of(N):
     """(sequence, position) of every sampled token."""
-    positions = sampled(BATCH, SHAPE.context)
+    positions, _ = sample(BATCH, SHAPE.context)
     return [(i, s) for i in range(N) for s in positions[i % BATCH]]
+
+
+def over(task_N):
+    """values of all sampled tokens -> their mean: over tasks, of each over its tokens, each of which stands for as
+    many as `sample` says."""
+    weight_Bn = sample(BATCH, SHAPE.context).weight_Bn
+    weight_Nn = np.array([weight_Bn[i % BATCH] for i in range(len(task_N))])
+    task_M = np.repeat(task_N, weight_Nn.shape[1])
+
+    def average(values):
+        of = [task_M == task for task in np.unique(task_N)]
+        return np.mean([np.average(np.array(values)[m], 0, weight_Nn.ravel()[m]) for m in of], axis=0)
+
+    return average
 
 
 def test_every_metric_has_rows_and_the_identity_is_no_deviation(swept):
@@ -159,6 +219,7 @@ def test_whole_model_metrics_against_loops(swept):
     w = np.asarray(subject.params["unembed"], np.float64) * SHAPE.logit_scale
     spaces = {name: ([], []) for name in VECTORS}
     p_at, margins, entropy = {t: ([], []) for t in TEMPERATURES}, [], []
+    average = over(subject.splits.evaluation.task_N)
     kl, estimates = ({t: [] for t in TEMPERATURES} for _ in range(2))
     for i, s in tokens_of(len(x)):
         for side, (h, logits) in enumerate(((x[i, s], z[i, s]), (changed_x[i, s], changed_z[i, s]))):
@@ -193,26 +254,26 @@ def test_whole_model_metrics_against_loops(swept):
         parallel = ((after - before) * before).sum(-1, keepdims=True) / (before**2).sum(-1, keepdims=True)
         across = after - before - parallel * before
         orthogonal = np.linalg.norm(across, axis=-1) / np.linalg.norm(before, axis=-1)
-        check("deviation_cosine", cos.mean(), part=name)
-        check("deviation_angle", np.degrees(np.arccos(cos)).mean(), part=name)
-        check("deviation_distance", 1 - cos.mean(), part=name)
-        check("deviation_orthogonal", orthogonal.mean(), part=name)
-        check("deviation_parallel", abs(parallel).mean(), part=name)
-        check("estimate_distance", (orthogonal**2 / 2).mean(), part=name)
+        check("deviation_cosine", average(cos), part=name)
+        check("deviation_angle", average(np.degrees(np.arccos(cos))), part=name)
+        check("deviation_distance", 1 - average(cos), part=name)
+        check("deviation_orthogonal", average(orthogonal), part=name)
+        check("deviation_parallel", average(abs(parallel[:, 0])), part=name)
+        check("estimate_distance", average(orthogonal**2 / 2), part=name)
     for t in TEMPERATURES:
         where = {"part": "probability", "at": t, "axis": "temperature"}
         cos = cosine(np.array(p_at[t][0]), np.array(p_at[t][1]))
-        check("deviation_cosine", cos.mean(), **where)
-        check("deviation_angle", np.degrees(np.arccos(cos)).mean(), **where)
-        check("deviation_kl", np.mean(kl[t]), **where)
-        of_kl, of_distance = np.mean(estimates[t], axis=0)
+        check("deviation_cosine", average(cos), **where)
+        check("deviation_angle", average(np.degrees(np.arccos(cos))), **where)
+        check("deviation_kl", average(kl[t]), **where)
+        of_kl, of_distance = average(estimates[t])
         check("estimate_kl", of_kl, **where)
         check("estimate_distance", of_distance, **where)
-    for part, expected in zip(("undegraded", "degraded", "kept"), np.mean(margins, axis=0), strict=True):
+    for part, expected in zip(("undegraded", "degraded", "kept"), average(margins), strict=True):
         check("prediction_margin", expected, part=part)
     same = [z[i, s].argmax() == changed_z[i, s].argmax() for i, s in tokens_of(len(x))]
-    check("deviation_agreement", np.mean(same), part="probability")
-    check("prediction_entropy", np.mean(entropy))
+    check("deviation_agreement", average(same), part="probability")
+    check("prediction_entropy", average(entropy))
     nats = 0.5 * np.log(2 * np.pi * np.e * changed_x.reshape(-1, SHAPE.d_model).var(axis=0))
     check("state_entropy", nats.mean(), part="embedding")
     for octave in (1, 4, 16):
@@ -221,6 +282,19 @@ def test_whole_model_metrics_against_loops(swept):
         check("kl_by_position", np.array(kl[1.0])[chosen].mean(), **where)
         before, after = (np.array(side)[chosen] for side in spaces["embedding"])
         check("cosine_by_position", cosine(before, after).mean(), **where)
+
+
+def test_rows_count_the_tokens_that_their_values_average_over(swept):
+    rows, subject, _ = swept
+    N, S = subject.splits.evaluation.scored_NS.shape
+    looked_at = sum(i % BATCH % EVERY == 0 for i in range(N))
+    counts = {r["metric"]: r["count"] for r in rows if r["task"] == "all"}
+    by_sublayer = {count for name, count in counts.items() if name.endswith("_by_sublayer")}
+    assert by_sublayer == {looked_at * READ}
+    assert counts["block_noise_to_signal"] == looked_at * S / COMPARED
+    assert counts["layer_noise_to_signal"] == N * S / RUN
+    assert counts["contribution_cosine"] == N * len(few(S, BATCH))
+    assert counts["state_entropy"] == N * S
 
 
 def test_noise_moves_the_state_as_far_but_elsewhere(swept):
@@ -240,14 +314,15 @@ def test_noise_moves_the_state_as_far_but_elsewhere(swept):
 def test_layers_against_loops(swept):
     rows, subject, edit = swept
     before, after = (states(subject, e)[2] for e in (None, edit))
+    average = over(subject.splits.evaluation.task_N)
     for layer in range(SHAPE.n_layers):
         pairs = [(before[layer, i, s], after[layer, i, s]) for i, s in tokens_of(before.shape[1])]
-        cos = np.mean([cosine(v, w) for v, w in pairs])
+        cos = average([cosine(v, w) for v, w in pairs])
         orthogonal = [np.linalg.norm(w - v - (w - v) @ v / (v @ v) * v) / np.linalg.norm(v) for v, w in pairs]
         where = {"severity": 0.5, "axis": "layer", "at": float(layer)}
         assert value(rows, "layer_cosine", **where) == pytest.approx(cos, rel=1e-5)
         assert value(rows, "layer_orthogonal", **where) == pytest.approx(
-            np.mean(orthogonal), rel=1e-4, abs=1e-6
+            average(orthogonal), rel=1e-4, abs=1e-6
         )
 
 
@@ -255,12 +330,12 @@ def test_blocks_alone_against_loops(swept):
     """On the undegraded stream, the first sequences of every batch, one token of four."""
     rows, subject, edit = swept
     before = states(subject, None)[2]
-    few = [i for i in range(before.shape[1]) if i % BATCH % EVERY == 0]
-    assert len(few) > 2
+    looked_at = [i for i in range(before.shape[1]) if i % BATCH % EVERY == 0]
+    assert len(looked_at) > 2
     (at,) = sampled(1, SHAPE.context, COMPARED)
     assert len(at) == SHAPE.context / 4
     for layer in range(SHAPE.n_layers):
-        x = jnp.asarray(before[layer, few], jnp.float32)
+        x = jnp.asarray(before[layer, looked_at], jnp.float32)
         told = []
         for params in (subject.params["blocks"], subject.params["blocks"] | edit.params["blocks"]):
             out, inner, _ = block({name: leaf[layer] for name, leaf in params.items()}, x, SHAPE)

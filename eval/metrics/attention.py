@@ -7,6 +7,7 @@ has queries and keys still; it is left out.
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +196,9 @@ def effective_heads(sums: Sums, weights: Weights) -> Array:
     return jax.vmap(vendi_score)(similarity_LHH, heads_left(weights))
 
 
-def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning: str) -> Statistic:
+def _statistic(
+    name: str, unit: str, values: Callable, places: Callable, meaning: str, of: str = "n"
+) -> Statistic:
     return Statistic(
         name=name,
         unit=unit,
@@ -204,6 +207,7 @@ def _statistic(name: str, unit: str, values: Callable, places: Callable, meaning
         better="neither",
         meaning=meaning,
         gather=maps,
+        count=itemgetter(of),
         inside=some_maps,
         version=3,
     )
@@ -253,13 +257,16 @@ METRICS = (
     _statistic(
         "query_cosine", "", of_heads("next_cosine", "next_pairs"), heads,
         "cosine between the attention of a query and of the next one, over the keys that both see",
+        of="next_pairs",
     ),
     _statistic(
         "query_pair_cosine", "", of_heads("pair_cosine", "pairs"), heads,
         "cosine between the attention of two queries, over keys that both see, mean over all pairs of a sequence",
+        of="pairs",
     ),
     _statistic(
         "query_vector_cosine", "", of_heads("vectors", "pairs"), heads,
         "cosine between two queries, as keys are multiplied with them, mean over all pairs of a sequence",
+        of="pairs",
     ),
 )  # fmt: skip

@@ -77,14 +77,14 @@ class Metric:
     streams: reads the undegraded residual stream before every block, not only behind the last.  inside: what it
     reads of each block's intermediates (`wane.scaling.model.block`), as arrays that hold no more than it needs:
     all blocks must then run, and view.inside[inside] is that of all layers, [L, ...].  known: what it reads of
-    the undegraded model on the whole evaluation set: known(view) of every batch, of which there are
-    `view.full_BSV` and the tokens, added up once for all points, is view.known[known]; it must say
-    relative=True.  free_running: lets the model go on by itself, token by token, which a corruption of whole
-    input sequences does not allow.  usual: measured where a study names no metrics.  bounds: its chance and
-    ceiling on a task, either None where nobody knows it; none: it has no such thing.  among: how many answers it
-    chooses between on a task, all alike to random weights; None where nobody knows.  floor: what it is for who
-    knows how often each token occurs in these sequences of a task, and nothing else.  Raise `version` when the
-    numbers change.
+    the undegraded model on the whole evaluation set: for each of these functions f, f(view) of every batch, of
+    which there are `view.full_BSV` and the tokens, added up once for all points, is view.known[f]; one may read
+    those before it.  It must say relative=True.  free_running: lets the model go on by itself, token by token,
+    which a corruption of whole input sequences does not allow.  usual: measured where a study names no metrics.
+    bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such thing.
+    among: how many answers it chooses between on a task, all alike to random weights; None where nobody knows.
+    floor: what it is for who knows how often each token occurs in these sequences of a task, and nothing else.
+    Raise `version` when the numbers change.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Metric:
     relative: bool = False
     streams: bool = False
     inside: Callable[[Inner], Any] | None = None
-    known: Callable[[View], Sums] | None = None
+    known: tuple[Callable[[View], Sums], ...] = ()
     free_running: bool = False
     usual: bool = False
     bounds: Callable[[Task], tuple[float | None, float | None]] | None = None
@@ -165,9 +165,11 @@ class Statistic(Metric):
     all batches, f32; several statistics of one `gather` share it.  None: from the weights alone, then sums is None.
     of_trained: `gather` reads the trained parameters and the tokens alone, so it is done once, not at every point.
     over_initial: rows hold the values over those of the parameters that training started from; it needs no
-    `gather`, and where those are 0 there is no row."""
+    `gather`, and where those are 0 there is no row.  count(sums): how many tokens, or pairs of them, the values
+    average over, f32 []; None: all of the evaluation set, or one item where the values are of the weights alone."""
 
     values: Callable[[Sums, Weights], Array]
     gather: Callable[[View], Sums] | None = None
+    count: Callable[[Sums], Array] | None = None
     of_trained: bool = False
     over_initial: bool = False

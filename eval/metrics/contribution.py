@@ -2,6 +2,7 @@
 that behind it.  (What ranks sublayers for removal: He et al. 2024, arXiv 2406.15786.)"""
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import jax.numpy as jnp
 from jax import Array
@@ -51,6 +52,7 @@ METRICS = (
         meaning="cosine between " + _STATES,
         better="neither",
         gather=turns,
+        count=itemgetter("n"),
         values=mean("cosine"),
         places=parts_of_layers,
         inside=between,
@@ -62,6 +64,7 @@ METRICS = (
         meaning="length of what is added across the stream over the stream's length, from " + _STATES,
         better="neither",
         gather=turns,
+        count=itemgetter("n"),
         values=mean("orthogonal"),
         places=parts_of_layers,
         inside=between,

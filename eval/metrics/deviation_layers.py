@@ -92,7 +92,7 @@ def by_layer(field: str) -> Callable[[View], tuple[Array, Array]]:
     """(sum, count) over the sampled tokens of one field of `Geometry`, [B, L]."""
 
     def measure(view: View) -> tuple[Array, Array]:
-        return summed(getattr(entering(view), field))
+        return summed(getattr(entering(view), field), length=view.targets_BS.shape[1])
 
     return measure
 
@@ -119,7 +119,7 @@ METRICS = (
         relative=True,
         streams=True,
         inside=some_entering,
-        version=2,
+        version=3,
     ),
     SequenceMetric(
         name="layer_orthogonal",
@@ -131,7 +131,7 @@ METRICS = (
         relative=True,
         streams=True,
         inside=some_entering,
-        version=2,
+        version=3,
     ),
     SequenceMetric(
         name="update_cosine",

@@ -5,6 +5,7 @@ logits look robust.  In a null model they are too, hence the noise.)
 All spaces are compared at the same tokens, one of thirty-two: what costs is probabilities, at every temperature.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -63,31 +64,62 @@ class Comparison(NamedTuple):
     rough_3Bn: Array
 
 
-def sampled(batch: int, length: int, run: int = RUN) -> np.ndarray:
-    """Positions [B, n]: one of each run of so many, at random: a task of fixed layout is then seen everywhere."""
+class Sample(NamedTuple):
+    """Positions [B, n], and how many tokens each stands for, in units of their mean: 1 on average in every run."""
+
+    place_Bn: np.ndarray
+    weight_Bn: np.ndarray
+
+
+@functools.lru_cache(maxsize=32)
+def sample(batch: int, length: int) -> Sample:
+    """One position of each run of RUN, at random: a task of fixed layout is then seen everywhere.  Of as many
+    sequences as a run has octaves (`groups.position`) or more, some read each of its octaves: the first positions
+    would else be missing from most batches."""
+    rng, places, weights = np.random.default_rng(0), [], []
+    for first in range(0, length, RUN):
+        position = np.arange(first, min(first + RUN, length))
+        _, begins, size = np.unique(np.log2(1 + position).astype(int), return_index=True, return_counts=True)
+        if batch < len(size):
+            begins, size = np.zeros(1, int), np.array([len(position)])
+        reads = np.ones_like(size)
+        for _ in range(batch - len(size)):
+            reads[np.argmax(size / reads)] += 1
+        octave_B = rng.permutation(np.repeat(np.arange(len(size)), reads))
+        places.append(first + begins[octave_B] + rng.integers(0, size[octave_B]))
+        weights.append((size / reads)[octave_B] * batch / len(position))
+    return Sample(np.stack(places, axis=1), np.stack(weights, axis=1).astype(np.float32))
+
+
+def sampled(batch: int, length: int, run: int) -> np.ndarray:
+    """Positions [B, n]: one of each run of so many, at random."""
     first_n = np.arange(0, length, run)
     offset_Bn = np.random.default_rng(0).integers(0, np.minimum(run, length - first_n), (batch, len(first_n)))
     return first_n + offset_Bn
 
 
-def at_sampled(x: Array, run: int = RUN) -> Array:
-    """[..., B, S, X] at the sampled tokens, [..., B, n, X]."""
+def at_sampled(x: Array, run: int | None = None) -> Array:
+    """[..., B, S, X] at the tokens of `sample`, or of `sampled` by runs of so many, [..., B, n, X]."""
     B, S, _ = x.shape[-3:]
-    return x[..., np.arange(B)[:, None], sampled(B, S, run), :]
+    place_Bn = sample(B, S).place_Bn if run is None else sampled(B, S, run)
+    return x[..., np.arange(B)[:, None], place_Bn, :]
 
 
 def scattered(value_Bn: Array, length: int) -> tuple[Array, Array]:
     """(value, counted) of all tokens [B, S] from those of the sampled ones."""
     B = len(value_Bn)
-    place = np.arange(B)[:, None], sampled(B, length)
+    place = np.arange(B)[:, None], sample(B, length).place_Bn
     return jnp.zeros((B, length)).at[place].set(value_Bn), jnp.zeros((B, length), bool).at[place].set(True)
 
 
-def summed(*values_PBn: Array) -> tuple[Array, Array]:
-    """(sum, count) over the sampled tokens, [B, P], of places [P, B, n] one after the other."""
+def summed(*values_PBn: Array, length: int) -> tuple[Array, Array]:
+    """(sum, count) over the sampled tokens of sequences of this length, [B, P], of places [P, B, n] one after the
+    other; each token counts as many as it stands for."""
     value_PBn = jnp.concatenate(values_PBn)
-    P, B, n = value_PBn.shape
-    return value_PBn.sum(axis=-1).T, jnp.full((B, P), n, jnp.float32)
+    P, B, _ = value_PBn.shape
+    weight_Bn = sample(B, length).weight_Bn
+    count_BP = np.repeat(weight_Bn.sum(axis=1, keepdims=True), P, axis=1)
+    return (value_PBn * weight_Bn).sum(axis=-1).T, jnp.asarray(count_BP)
 
 
 def normed(params: Params, x: Array, shape: Shape) -> Array:

@@ -8,6 +8,7 @@ separately.
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import jax.numpy as jnp
 from jax import Array
@@ -56,6 +57,7 @@ def of_sublayers(quantity: Quantity) -> Statistic:
         meaning=f"{quantity.meaning}; behind one sublayer that alone is degraded, read as the final state",
         better=quantity.better,
         gather=sublayer_sums,
+        count=itemgetter("n"),
         values=values,
         places=at_sublayers(tuple(place.part for place in quantity.places(TEMPERATURES))),
         relative=True,

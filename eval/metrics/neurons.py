@@ -59,6 +59,11 @@ def neuron_overlap(sums: Sums, weights: Weights) -> Array:
     return over_experts(mean_cosine(sums["products"], jnp.abs))
 
 
+def tokens_of_each(sums: Sums) -> Array:
+    """Mean over layers, and over their experts."""
+    return sums["n"].mean()
+
+
 _SAMPLED = (
     ", in a 16th of all tokens; of an expert over those that are routed to it, mean over experts in use"
 )
@@ -72,6 +77,7 @@ METRICS = (
         better="neither",
         places=layers,
         gather=neuron_moments,
+        count=tokens_of_each,
         values=neuron_dimensions,
         inside=some_hidden,
     ),
@@ -84,6 +90,7 @@ METRICS = (
         better="neither",
         places=layers,
         gather=neuron_moments,
+        count=tokens_of_each,
         values=neuron_cosine,
         inside=some_hidden,
     ),
@@ -96,6 +103,7 @@ METRICS = (
         better="neither",
         places=layers,
         gather=neuron_moments,
+        count=tokens_of_each,
         values=neuron_overlap,
         inside=some_hidden,
     ),

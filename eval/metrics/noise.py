@@ -10,13 +10,15 @@ The first is above 0 for whatever acts inside blocks, the second for whatever ac
 tokens that `deviation_layers` looks at, whose work both share.
 """
 
+from operator import itemgetter
+
 import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.metrics.contract import Place, Statistic, Weights, layers
 from wane.eval.metrics.deviation import Geometry
 from wane.eval.metrics.deviation_layers import PARTS, alone, entering, parts_of_layers, some_entering
-from wane.eval.metrics.deviation_spaces import at_sampled
+from wane.eval.metrics.deviation_spaces import at_sampled, sample
 from wane.eval.metrics.few import EVERY
 from wane.eval.metrics.structure import share_of
 from wane.eval.metrics.view import View
@@ -28,18 +30,20 @@ def parts_and_mean(shape: Shape) -> tuple[Place, ...]:
     return (*parts_of_layers(shape), Place(part="block"))
 
 
-def block_energies(view: View) -> tuple[Array, Array]:
-    """Sums over tokens of |f'(x) - f(x)|^2 and |f(x)|^2, [L, 3] each."""
+def block_energies(view: View) -> tuple[Array, Array, Array]:
+    """Sums over tokens of |f'(x) - f(x)|^2 and |f(x)|^2, [L, 3] each; their number."""
     found, counted_b1 = alone(view), view.batch.counted_B[::EVERY, None]
-    return tuple(jnp.sum(e * counted_b1, axis=(-2, -1)) for e in _energies(found.updates, found.energy))
+    sums = (jnp.sum(e * counted_b1, axis=(-2, -1)) for e in _energies(found.updates, found.energy))
+    return *sums, counted_b1.sum() * found.energy.shape[-1]
 
 
-def stream_energies(view: View) -> tuple[Array, Array]:
-    """Sums over tokens of |x' - x|^2 and |x|^2 of the stream that enters every block, [L] each."""
+def stream_energies(view: View) -> tuple[Array, Array, Array]:
+    """Sums over tokens of |x' - x|^2 and |x|^2 of the stream that enters every block, [L] each; their number."""
     full_LBnD = at_sampled(view.stream[:-1]).astype(jnp.float32)
     signal_LBn = jnp.sum(full_LBnD * full_LBnD, axis=-1)
-    counted_B1 = view.batch.counted_B[:, None]
-    return tuple(jnp.sum(e * counted_B1, axis=(-2, -1)) for e in _energies(entering(view), signal_LBn))
+    weight_Bn = view.batch.counted_B[:, None] * sample(*view.targets_BS.shape).weight_Bn
+    sums = (jnp.sum(e * weight_Bn, axis=(-2, -1)) for e in _energies(entering(view), signal_LBn))
+    return *sums, view.batch.counted_B.sum() * weight_Bn.shape[1]
 
 
 def _energies(moved: Geometry, signal: Array) -> tuple[Array, Array]:
@@ -47,13 +51,13 @@ def _energies(moved: Geometry, signal: Array) -> tuple[Array, Array]:
     return (jnp.square(moved.parallel) + jnp.square(moved.orthogonal)) * signal, signal
 
 
-def block_ratios(sums: tuple[Array, Array], weights: Weights) -> Array:
-    ratio_LP = share_of(*sums)
+def block_ratios(sums: tuple[Array, Array, Array], weights: Weights) -> Array:
+    ratio_LP = share_of(*sums[:2])
     return jnp.append(ratio_LP.ravel(), ratio_LP[:, PARTS.index("block")].mean())
 
 
-def stream_ratios(sums: tuple[Array, Array], weights: Weights) -> Array:
-    return share_of(*sums)
+def stream_ratios(sums: tuple[Array, Array, Array], weights: Weights) -> Array:
+    return share_of(*sums[:2])
 
 
 METRICS = (
@@ -66,6 +70,7 @@ METRICS = (
         " layer: a mean over blocks",
         better="lower",
         gather=block_energies,
+        count=itemgetter(2),
         values=block_ratios,
         places=parts_and_mean,
         relative=True,
@@ -79,6 +84,7 @@ METRICS = (
         " token; at the first block of what is done to the input; none where only the change is above 0",
         better="lower",
         gather=stream_energies,
+        count=itemgetter(2),
         values=stream_ratios,
         places=layers,
         relative=True,

@@ -7,6 +7,8 @@ whose sequences are mostly of one task: it compares tokens inside of tasks.  A C
 defined.
 """
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,10 +95,10 @@ def residual_kernels(view: View) -> Array:
     return jax.vmap(kernel, (0, None))(degraded(view, few), weight(view, few))
 
 
-def layer_hsic(view: View) -> Array:
-    """Of all pairs of levels [L + 1, L + 1]."""
+def layer_hsic(view: View) -> tuple[Array, Array]:
+    """Of all pairs of levels [L + 1, L + 1], and the number of tokens."""
     k_LNN, n = residual_kernels(view), weight(view, few).sum()
-    return n * hsic_pairs(k_LNN, k_LNN, n)
+    return n * hsic_pairs(k_LNN, k_LNN, n), n
 
 
 def level_directions(view: View) -> Sums:
@@ -116,12 +118,13 @@ def level_directions(view: View) -> Sums:
     return {"n": n, "raw": cosines(x_LND), "centred": cosines(x_LND - mean_L1D)}
 
 
-def stream_hsic(view: View) -> tuple[Array, Array, Array]:
-    """[L + 1] each: of the degraded stream with itself, of the undegraded one, and of both."""
+def stream_hsic(view: View) -> tuple[Array, Array, Array, Array]:
+    """[L + 1] each: of the degraded stream with itself, of the undegraded one, and of both; and the number of
+    tokens."""
     weight_N = weight(view, few)
     k_LNN = residual_kernels(view)
     m_LNN = jax.vmap(kernel, (0, None))(chosen(view.stream, few), weight_N)
-    return hsic_of(k_LNN, m_LNN, weight_N.sum())
+    return *hsic_of(k_LNN, m_LNN, weight_N.sum()), weight_N.sum()
 
 
 def hsic_of(k_LNN: Array, m_LNN: Array, n: Array) -> tuple[Array, Array, Array]:
@@ -162,8 +165,9 @@ def stream_cka(sums: Sums, weights: Weights) -> Array:
 
 
 def unbiased_layer_cka(sums: Sums, weights: Weights) -> Array:
-    own_L = jnp.diagonal(sums)
-    cka_LL = unbiased_alignment(own_L[:, None], own_L, sums)
+    hsic_LL, _ = sums
+    own_L = jnp.diagonal(hsic_LL)
+    cka_LL = unbiased_alignment(own_L[:, None], own_L, hsic_LL)
     return cka_LL[np.triu_indices(len(own_L), 1)]
 
 
@@ -173,7 +177,8 @@ def level_cosine(sums: Sums, weights: Weights) -> Array:
 
 
 def unbiased_stream_cka(sums: Sums, weights: Weights) -> Array:
-    return unbiased_alignment(*sums)
+    *hsic, _ = sums
+    return unbiased_alignment(*hsic)
 
 
 def token_cosine(sums: Sums, weights: Weights) -> Array:
@@ -194,6 +199,7 @@ METRICS = (
         better="neither",
         places=level_pairs,
         gather=layer_hsic,
+        count=itemgetter(-1),
         values=unbiased_layer_cka,
         inside=entering_few,
     ),
@@ -206,6 +212,7 @@ METRICS = (
         better="neither",
         places=raw_and_centred_pairs,
         gather=level_directions,
+        count=itemgetter("n"),
         values=level_cosine,
         inside=entering_few,
     ),
@@ -217,6 +224,7 @@ METRICS = (
         better="neither",
         places=neighbours,
         gather=residual_moments,
+        count=itemgetter("n"),
         values=neighbour_cka,
         inside=entering_spaced,
     ),
@@ -228,6 +236,7 @@ METRICS = (
         better="higher",
         places=levels,
         gather=stream_moments,
+        count=lambda sums: sums[0]["n"],
         values=stream_cka,
         relative=True,
         streams=True,
@@ -241,6 +250,7 @@ METRICS = (
         better="higher",
         places=levels,
         gather=stream_hsic,
+        count=itemgetter(-1),
         values=unbiased_stream_cka,
         relative=True,
         streams=True,
@@ -254,6 +264,7 @@ METRICS = (
         better="neither",
         places=levels,
         gather=residual_moments,
+        count=itemgetter("n"),
         values=residual_dimensions,
         inside=entering_spaced,
     ),
@@ -264,6 +275,7 @@ METRICS = (
         better="neither",
         places=raw_and_centred,
         gather=token_directions,
+        count=itemgetter("n"),
         values=token_cosine,
     ),
 )

@@ -32,15 +32,15 @@ def of_final_state(quantity: Quantity) -> SequenceMetric:
         unit=quantity.unit,
         meaning=f"{quantity.meaning}; final state" + _SAMPLED,
         better=quantity.better,
-        measure=lambda view: summed(quantity.read(comparison(view))),
+        measure=lambda view: summed(quantity.read(comparison(view)), length=view.targets_BS.shape[1]),
         places=lambda shape: quantity.places(TEMPERATURES),
         relative=True,
-        version=2,
+        version=3,
     )
 
 
 def prediction_entropy(view: View) -> tuple[Array, Array]:
-    return summed(entropy(at_sampled(view.logits_BSV))[None])
+    return summed(entropy(at_sampled(view.logits_BSV))[None], length=view.targets_BS.shape[1])
 
 
 def cosine_of_tokens(view: View) -> tuple[Array, Array]:
@@ -79,7 +79,7 @@ METRICS = (
         meaning="entropy of the next-token distribution" + _SAMPLED,
         better="neither",
         measure=prediction_entropy,
-        version=2,
+        version=3,
     ),
     Statistic(
         name="state_entropy",
@@ -98,7 +98,7 @@ METRICS = (
         measure=cosine_of_tokens,
         by="position",
         relative=True,
-        version=2,
+        version=3,
     ),
     TokenMetric(
         name="kl_by_position",
@@ -108,7 +108,7 @@ METRICS = (
         measure=kl_of_tokens,
         by="position",
         relative=True,
-        version=2,
+        version=3,
     ),
     *deviation_layers.METRICS,
     *deviation_sublayers.METRICS,

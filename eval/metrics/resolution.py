@@ -6,13 +6,23 @@ p^(1/T); a mixture with the uniform distribution, with the full model's own unig
 truncation, which keeps the k most likely tokens and shares the rest evenly.  Explained is
 1 - min KL(coarser || degraded) / KL(p || degraded), the minimum over a grid that holds p itself: never below 0.
 
+The grid is fine, in equal ratios of T - 1 and of the share, since most of
+
+    KL(q || degraded) = KL(q || p) - sum_v q_v delta_v,    delta = log degraded - log p
+
+is known before anything is degraded: the first term is the full model's, found once for all points.  The second is
+linear in the share of a mixture, so p and what it is mixed with tell it for all shares.  In temperature it is read
+at NODES and drawn straight between them over the mean of log p under q: exact where delta is linear in log p, which
+is what a temperature makes of it.
+
 The unigram is the mean of the full model's predictions over all tokens of the evaluation set, the bigram their mean
 behind the same token.  Frequencies that the tokens themselves have would give most pairs no probability at all.
 
-Every STRIDE-th token is read: 32 distributions of every token would cost more than the model.
+Every STRIDE-th token is read: this many distributions of every token would cost more than the model.
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -20,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from wane.eval.metrics import deviation
 from wane.eval.metrics.answers import has_values
 from wane.eval.metrics.contract import SequenceMetric, Statistic, Weights, per_sequence
 from wane.eval.metrics.largest import is_largest
@@ -28,10 +39,13 @@ from wane.scaling.model import unembed
 
 STRIDE = 29  # prime: does not fall in step with items of a task, which are all of one length
 CURRENT = 512  # rows of the bigram: of a larger vocabulary, tokens that leave the same remainder share one
-TEMPERATURES = tuple(2 ** (3 * i / 8) for i in range(9))  # 1..8
-SHARES = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the mixture's second part
-KEPT = (1, 2, 4, 8, 16, 64)
-FAMILIES = ("temperature", "uniform", "unigram", "bigram", "truncation")
+# Half a step from the best of the grid, what is left of a KL that one of the family made is below .5 % of it.
+TEMPERATURES = 1 + 7 * 1.1 ** np.arange(-93, 1)  # 1.001 .. 8
+SHARES = 1.2 ** np.arange(-50, 1)  # of the mixture's second part, .0001 .. 1
+NODES = np.array([*range(4, 32, 2), 31])  # 32 / T: powers of one exponential, the last near p itself
+KEPT = 64  # 1, 2, .. of the most likely tokens
+MIXTURES = ("uniform", "unigram", "bigram")
+FAMILIES = ("temperature", *MIXTURES, "truncation")
 ROUNDING = 1e-6  # nats per token: a smaller KL is that of f32 sums, and nothing is left to explain
 BINS = 15  # of confidence, equally wide (Guo et al. 2017)
 
@@ -65,58 +79,99 @@ def own_ngrams(view: View) -> Ngrams:
     return Ngrams(total_CV, none_C.at[row_BS].add(view.weight_BS))
 
 
+class Read(NamedTuple):
+    """What is read of the full model, at `place_Bs`: its logits [B, s, V], and what each of MIXTURES adds,
+    [.., V]."""
+
+    place_Bs: Array
+    full_BsV: Array
+    others: tuple[Array, Array, Array]
+
+
+def read(view: View) -> Read:
+    place_Bs = every_so_often(view.batch.tokens_BT)
+    # the full model's logits are computed only where they are read
+    full_x_BsD = jnp.take_along_axis(view.full_x_BSD, place_Bs[..., None], axis=1)
+    full_BsV, ngrams = unembed(view.params, full_x_BsD, view.shape), view.known[own_ngrams]
+    V = full_BsV.shape[-1]
+    row_Bs = current(jnp.take_along_axis(view.batch.tokens_BT, place_Bs, axis=1), V)
+    unigram_V = ngrams.total_CV.sum(axis=0) / ngrams.count_C.sum()
+    bigram_BsV = ngrams.total_CV[row_Bs] / ngrams.count_C[row_Bs][..., None]
+    return Read(place_Bs, full_BsV, (jnp.full(V, 1 / V), unigram_V, bigram_BsV))
+
+
+def summed(value_Bs: Array, view: View) -> Array:
+    """Over the tokens that are read."""
+    return (value_Bs * view.batch.counted_B[:, None]).sum()
+
+
+class Coarser(NamedTuple):
+    """Sums over the places that are read.  mixed_AF: KL(q || p) of every share of MIXTURES; heated_T: the same at
+    every temperature; log_p_T: mean of log p under q there, log_p_N: at NODES and at 1; count: of the places."""
+
+    mixed_AF: Array
+    heated_T: Array
+    log_p_T: Array
+    log_p_N: Array
+    count: Array
+
+
+def own_coarser(view: View) -> Coarser:
+    place_Bs, full_BsV, others = read(view)
+    log_p_BsV = jax.nn.log_softmax(full_BsV, axis=-1)
+    p_BsV = jnp.exp(log_p_BsV)
+
+    def mixed(a: Array) -> Array:
+        qs = [(1 - a) * p_BsV + a * other for other in others]
+        log_qs = [jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny)) for q in qs]
+        kls = [(q * (log_q - log_p_BsV)).sum(axis=-1) for q, log_q in zip(qs, log_qs, strict=True)]
+        return jnp.stack([summed(kl_Bs, view) for kl_Bs in kls])
+
+    def heated(power: Array) -> tuple[Array, Array]:
+        q_BsV = jnp.exp(power * log_p_BsV)
+        Z_Bs = q_BsV.sum(axis=-1)  # >= 1 for powers up to 1: nothing overflows
+        log_p_Bs = (q_BsV * log_p_BsV).sum(axis=-1) / Z_Bs
+        return summed((power - 1) * log_p_Bs - jnp.log(Z_Bs), view), summed(log_p_Bs, view)
+
+    _, log_p_N = lax.map(heated, np.append(NODES, 32) / 32)
+    count = summed(jnp.ones(place_Bs.shape), view)
+    return Coarser(lax.map(mixed, jnp.asarray(SHARES)), *lax.map(heated, 1 / TEMPERATURES), log_p_N, count)
+
+
 def coarsened(view: View) -> dict[str, Array]:
     """Sums over tokens: their number, KL(p || degraded), and for each family KL(q || degraded) of each q."""
-    place_Bs = every_so_often(view.batch.tokens_BT)
-    # `logits_BSV` is there for the loss; the full model's are computed only where they are read.
-    full_BsV = unembed(
-        view.params, jnp.take_along_axis(view.full_x_BSD, place_Bs[..., None], axis=1), view.shape
-    )
+    place_Bs, full_BsV, others = read(view)
     degraded_BsV = jnp.take_along_axis(view.logits_BSV, place_Bs[..., None], axis=1)
-    log_d, log_p = (jax.nn.log_softmax(logits, axis=-1) for logits in (degraded_BsV, full_BsV))
-    p, ngrams = jnp.exp(log_p), view.known[own_ngrams]
-    row_Bs = current(jnp.take_along_axis(view.batch.tokens_BT, place_Bs, axis=1), p.shape[-1])
-    by_family = {
-        "temperature": jnp.stack([of_temperature(log_p, log_d, T) for T in TEMPERATURES[1:]]),
-        "uniform": of_mixtures(p, jnp.full_like(p[:1, :1], 1 / p.shape[-1]), log_d),
-        "unigram": of_mixtures(p, ngrams.total_CV.sum(axis=0) / ngrams.count_C.sum(), log_d),
-        "bigram": of_mixtures(p, ngrams.total_CV[row_Bs] / ngrams.count_C[row_Bs][..., None], log_d),
-        "truncation": of_truncation(log_p, log_d),
-    }
-    weight_B1 = view.batch.counted_B[:, None]
-    sums = {family: (kl * weight_B1).sum(axis=(1, 2)) for family, kl in by_family.items()}
-    kl_Bs = (p * (log_p - log_d)).sum(axis=-1)
-    return sums | {"kl": (kl_Bs * weight_B1).sum(), "count": kl_Bs.shape[1] * weight_B1.sum()}
+    delta_BsV = deviation.log_ratio(full_BsV, degraded_BsV, 1.0)
+    kl, known = summed(deviation.kl(full_BsV, degraded_BsV, 1.0), view), view.known[own_coarser]
+    count = summed(jnp.ones(place_Bs.shape), view)
+    own = jax.tree.map(lambda total: total * (count / known.count), known)
+
+    root_BsV = jnp.exp(jax.nn.log_softmax(full_BsV, axis=-1) / 32)
+    powers = [root_BsV ** int(node) for node in NODES]
+    at_nodes = [(q * delta_BsV).sum(axis=-1) / q.sum(axis=-1) for q in powers]
+    moved_N = jnp.stack([*(summed(moved_Bs, view) for moved_Bs in at_nodes), -kl])
+    sums = {"temperature": own.heated_T - jnp.interp(own.log_p_T, own.log_p_N, moved_N)}
+    for i, family in enumerate(MIXTURES):
+        moved = summed((others[i] * delta_BsV).sum(axis=-1), view)
+        sums[family] = own.mixed_AF[:, i] + (1 - SHARES) * kl - SHARES * moved
+    truncation_KBs = of_truncation(full_BsV, degraded_BsV)
+    sums["truncation"] = jnp.stack([summed(kl_Bs, view) for kl_Bs in truncation_KBs])
+    return sums | {"kl": kl, "count": count}
 
 
-def of_temperature(log_p_BsV: Array, log_d_BsV: Array, T: float) -> Array:
-    """KL(q || d) of q = p^(1/T) / Z [B, s].  Z >= 1 for T >= 1, so nothing overflows."""
-    power = jnp.exp(log_p_BsV / T)
-    Z = power.sum(axis=-1)
-    return (power * (log_p_BsV / T - log_d_BsV)).sum(axis=-1) / Z - jnp.log(Z)
-
-
-def of_mixtures(p_BsV: Array, other: Array, log_d_BsV: Array) -> Array:
-    """KL(q || d) of q = (1 - a) p + a other for every share a [SHARES, B, s]."""
-
-    def one(a: float) -> Array:
-        q = (1 - a) * p_BsV + a * other
-        return (q * (jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny)) - log_d_BsV)).sum(axis=-1)
-
-    return jnp.stack([one(a) for a in SHARES])
-
-
-def of_truncation(log_p_BsV: Array, log_d_BsV: Array) -> Array:
-    """KL(q || d) of what keeps the k most likely tokens, the rest shared evenly [KEPT below V, B, s]: sums over
+def of_truncation(full_BsV: Array, degraded_BsV: Array) -> Array:
+    """KL(q || d) of what keeps the k most likely tokens, the rest shared evenly [KEPT or V - 1, B, s]: sums over
     the kept tokens and one over all others, no distribution is written out."""
+    log_p_BsV, log_d_BsV = (jax.nn.log_softmax(logits, axis=-1) for logits in (full_BsV, degraded_BsV))
     V = log_p_BsV.shape[-1]
-    kept = np.array([k for k in KEPT if k < V])
-    top, index = lax.top_k(log_p_BsV, int(kept[-1]))
+    kept_K = np.arange(1, min(KEPT, V - 1) + 1)
+    top, index = lax.top_k(log_p_BsV, len(kept_K))
     top_d = jnp.take_along_axis(log_d_BsV, index, axis=-1)
-    inside = jnp.cumsum(jnp.exp(top) * (top - top_d), axis=-1)[..., kept - 1]
-    rest = jnp.maximum(1 - jnp.cumsum(jnp.exp(top), axis=-1)[..., kept - 1], 0)
-    mean_d = (log_d_BsV.sum(axis=-1, keepdims=True) - jnp.cumsum(top_d, axis=-1)[..., kept - 1]) / (V - kept)
-    outside = jnp.where(rest > 0, rest * (jnp.log(jnp.where(rest > 0, rest / (V - kept), 1)) - mean_d), 0)
+    inside = jnp.cumsum(jnp.exp(top) * (top - top_d), axis=-1)
+    rest = jnp.maximum(1 - jnp.cumsum(jnp.exp(top), axis=-1), 0)
+    mean_d = (log_d_BsV.sum(axis=-1, keepdims=True) - jnp.cumsum(top_d, axis=-1)) / (V - kept_K)
+    outside = jnp.where(rest > 0, rest * (jnp.log(jnp.where(rest > 0, rest / (V - kept_K), 1)) - mean_d), 0)
     return jnp.moveaxis(inside + outside, -1, 0)
 
 
@@ -124,7 +179,9 @@ def explained_by(*families: str) -> Callable[[dict, Weights], Array]:
     """The share of KL that the best of all coarsenings of these families removes; 0 where there is no KL."""
 
     def values(sums: dict, weights: Weights) -> Array:
-        best = jnp.minimum(sums["kl"], jnp.concatenate([sums[family] for family in families]).min())
+        # between nodes and in f32 it may come out below 0
+        least = jnp.maximum(jnp.concatenate([sums[family] for family in families]).min(), 0)
+        best = jnp.minimum(sums["kl"], least)
         # a KL that is not finite must stay so: it is not below the bound
         return jnp.where(sums["kl"] <= ROUNDING * sums["count"], 0.0, 1 - best / sums["kl"])
 
@@ -132,8 +189,8 @@ def explained_by(*families: str) -> Callable[[dict, Weights], Array]:
 
 
 def best_temperature(sums: dict, weights: Weights) -> Array:
-    kl = jnp.concatenate([sums["kl"][None], sums["temperature"]])
-    best = jnp.asarray(TEMPERATURES)[jnp.argmin(kl)]
+    kl = jnp.append(sums["kl"], sums["temperature"])
+    best = jnp.asarray([1, *TEMPERATURES])[jnp.argmin(kl)]
     return jnp.where(sums["kl"] <= ROUNDING * sums["count"], 1.0, best + 0 * sums["kl"])
 
 
@@ -172,9 +229,10 @@ def _explained(name: str, by: str, *families: str) -> Statistic:
         better="neither",
         relative=True,
         gather=coarsened,
-        known=own_ngrams,
+        count=itemgetter("count"),
+        known=(own_ngrams, own_coarser),
         values=explained_by(*families),
-        version=3,
+        version=4,
     )
 
 
@@ -183,18 +241,19 @@ METRICS = (
     _explained("explained_by_uniform", "the best mixture with a uniform distribution", "uniform"),
     _explained("explained_by_unigram", "the best mixture with its own unigram", "unigram"),
     _explained("explained_by_bigram", "the best mixture with its own bigram", "bigram"),
-    _explained("explained_by_truncation", "the best k of k tokens kept", "truncation"),
+    _explained("explained_by_truncation", "the best number of tokens kept, up to 64", "truncation"),
     _explained("explained_by_coarsening", "the best of temperature, mixtures and truncation", *FAMILIES),
     Statistic(
         name="resolution_temperature",
         unit="",
-        meaning="the temperature, of 9 from 1 to 8, at which the undegraded model is closest to the degraded one",
+        meaning="the temperature from 1 to 8 at which the undegraded model is closest to the degraded one",
         better="lower",
         relative=True,
         gather=coarsened,
-        known=own_ngrams,
+        count=itemgetter("count"),
+        known=(own_ngrams, own_coarser),
         values=best_temperature,
-        version=3,
+        version=4,
     ),
     Statistic(
         name="calibration_error",
@@ -202,6 +261,7 @@ METRICS = (
         meaning="expected calibration error, 15 bins: mean of |accuracy - confidence| over scored tokens",
         better="lower",
         gather=calibration,
+        count=lambda sums: sums[0].sum(),
         values=calibration_error,
     ),
     SequenceMetric(

@@ -47,6 +47,11 @@ def second_moments(view: View) -> Moments:
     return {site: lift(gram, x.ndim - 2)(x) for site, x in rows.items()}
 
 
+def tokens(moments: Moments) -> Array:
+    """How many the moments are of."""
+    return moments["attn_in"][0, -1, -1]
+
+
 def output_power(w_IO: Array, moments_II: Array) -> Array:
     """Sum over tokens of |x w|^2, of matrices [L, (E,) I, O], experts together [L]."""
     seen_IO = jnp.matmul(moments_II, w_IO, precision=lax.Precision.HIGHEST)
@@ -103,6 +108,7 @@ METRICS = (
         "if inputs were uncorrelated; 1 at initialisation, 0 where nothing is left",
         better="neither",
         gather=second_moments,
+        count=tokens,
         of_trained=True,
         values=signal_gain,
         places=every_matrix,
@@ -116,6 +122,7 @@ METRICS = (
         "the change is above 0",
         better="lower",
         gather=second_moments,
+        count=tokens,
         of_trained=True,
         values=noise_to_signal,
         places=every_matrix,

@@ -174,7 +174,7 @@ def level_cosine(sums: Sums, weights: Weights) -> Array:
 
 
 def unbiased_stream_cka(sums: Sums, weights: Weights) -> Array:
-    xx_L, yy_L, xy_L, _ = sums
+    xx_L, yy_L, xy_L, *_ = sums
     return xy_L / jnp.sqrt(xx_L * yy_L)
 
 

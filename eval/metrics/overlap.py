@@ -177,13 +177,8 @@ def level_cosine(sums: Sums, weights: Weights) -> Array:
 
 
 def unbiased_stream_cka(sums: Sums, weights: Weights) -> Array:
-<<<<<<< HEAD
-    *hsic, _ = sums
-    return unbiased_alignment(*hsic)
-=======
-    xx_L, yy_L, xy_L, *_ = sums
-    return xy_L / jnp.sqrt(xx_L * yy_L)
->>>>>>> e4bb7a5629f4c2e38070f8e3f69f0895a62c92d1
+    xx_L, yy_L, xy_L, *_ = sums  # pairs of members have no count beside them
+    return unbiased_alignment(xx_L, yy_L, xy_L)
 
 
 def token_cosine(sums: Sums, weights: Weights) -> Array:

@@ -130,14 +130,21 @@ def language_model(*args, **kwargs):
     return language_model(*args, **kwargs)
 
 
-def evaluate(of, folder):
-    """The harness's own results on a task file and a data set that are written here."""
+def goes_on(of, words) -> str:
+    """Greedily, up to the end of its line."""
+    (said,) = of.model.continuations([of.tok_encode(words[:10])], 16)
+    return of.tok_decode(said).split("\n")[0]
+
+
+def evaluate(of, folder, goes_on):
+    """The harness's own results on a task file and a data set that are written here.  goes_on: what it is right to
+    say behind each beginning."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     rows = [
-        {"begin": words[:10], "ends": [words[10:], words[10:][::-1]], "right": 0, "text": words}
-        for words in WORDS
+        {"begin": w[:10], "ends": [w[10:], w[10:][::-1]], "right": 0, "text": w, "goes_on": end}
+        for w, end in zip(WORDS, goes_on, strict=True)
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}}}
@@ -152,7 +159,7 @@ def evaluate(of, folder):
     }  # fmt: skip
     said = data | {
         "task": "said", "test_split": "test", "output_type": "generate_until", "doc_to_text": "{{begin}}",
-        "doc_to_target": "{{ends[0]}}", "target_delimiter": "", "metric_list": [{"metric": "exact_match"}],
+        "doc_to_target": "{{goes_on}}", "target_delimiter": "", "metric_list": [{"metric": "exact_match"}],
         "generation_kwargs": {"until": ["\n", "\n\n"], "max_gen_toks": 16, "do_sample": False},
     }  # fmt: skip
     for task in (choice, rolling, said):
@@ -168,7 +175,8 @@ def test_the_harness_reads_a_text_trained_member(study, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     as_trained = language_model(study, "d16")
-    found = evaluate(as_trained, tmp_path)
+    said = [goes_on(as_trained, words) for words in WORDS]
+    found = evaluate(as_trained, tmp_path, said)
     nats = []
     for words in WORDS:
         tokens = [256, *words.encode()]
@@ -178,9 +186,10 @@ def test_the_harness_reads_a_text_trained_member(study, tmp_path, monkeypatch):
     assert found["text"] == pytest.approx(expected, rel=1e-6)
     assert found["ends"] == 1.0  # four sentences, seen a hundred times
     assert found["text"] < 2.0
-    ruined = evaluate(language_model(study, "d16", method="magnitude_weights", severity=0.9), tmp_path)
+    ruined = evaluate(language_model(study, "d16", method="magnitude_weights", severity=0.9), tmp_path, said)
     assert ruined["text"] > found["text"] + 1
-    assert found["said"] == 1.0 > ruined["said"]
+    assert found["said"] == 1.0, "each is said as one sequence alone says it"
+    assert ruined["said"] < 1.0
 
 
 def test_severity_0_is_the_member_as_it_was_trained(study):

@@ -293,7 +293,7 @@ def test_rows_count_the_tokens_that_their_values_average_over(swept):
     assert by_sublayer == {looked_at * READ}
     assert counts["block_noise_to_signal"] == looked_at * S / COMPARED
     assert counts["layer_noise_to_signal"] == N * S / RUN
-    assert counts["contribution_cosine"] == N * len(few(S, BATCH))
+    assert counts["contribution_cosine"] == N * few(S, BATCH).shape[1]
     assert counts["state_entropy"] == N * S
 
 

@@ -60,9 +60,14 @@ def query_pairs(at_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(at_Q[a] < at_Q[b], a, b), np.where(at_Q[a] < at_Q[b], b, a)
 
 
+def surprise(map_C: Array) -> Array:
+    """-p ln p of each entry."""
+    return -map_C * jnp.log(jnp.maximum(map_C, jnp.finfo(jnp.float32).tiny))
+
+
 def entropy(map_C: Array) -> Array:
     """In nats, over the last axis."""
-    return -jnp.sum(map_C * jnp.log(jnp.maximum(map_C, jnp.finfo(jnp.float32).tiny)), axis=-1)
+    return jnp.sum(surprise(map_C), axis=-1)
 
 
 def cosine(dot: Array, square: Array, other: Array) -> Array:
@@ -78,7 +83,8 @@ def total(value_BQ: Array, weight_B: Array) -> Array:
 
 def of_layer(map_HBQC: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array) -> dict[str, Array]:
     """Sums over sequences and over queries at `queries`: of heads [H] and of their pairs g < h [P]."""
-    entropy_HBQ, square_HBQ = entropy(map_HBQC), jnp.sum(map_HBQC**2, axis=-1)
+    surprise_HBQC = surprise(map_HBQC)
+    entropy_HBQ, square_HBQ = jnp.sum(surprise_HBQC, axis=-1), jnp.sum(map_HBQC**2, axis=-1)
 
     def of_pair(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         g, h = pair
@@ -90,11 +96,11 @@ def of_layer(map_HBQC: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array) 
 
     divergence_P, cosine_P = lax.map(of_pair, np.triu_indices(len(map_HBQC), 1), batch_size=AT_ONCE)
     sums = {"entropy": total(entropy_HBQ, weight_B), "divergence": divergence_P, "cosine": cosine_P}
-    return sums | of_queries(map_HBQC, entropy_HBQ, q_HBQK, at_Q, weight_B)
+    return sums | of_queries(map_HBQC, surprise_HBQC, q_HBQK, at_Q, weight_B)
 
 
 def of_queries(
-    map_HBQC: Array, entropy_HBQ: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array
+    map_HBQC: Array, surprise_HBQC: Array, q_HBQK: Array, at_Q: np.ndarray, weight_B: Array
 ) -> dict[str, Array]:
     """Sums [H] over sequences and pairs of queries of a head: of Jensen-Shannon divergences and cosines between
     their maps, over the keys that both see, of neighbours and of all, and of cosines between the queries.
@@ -105,10 +111,15 @@ def of_queries(
     early_R, late_R = query_pairs(at_Q)
     both_see = np.arange(map_HBQC.shape[-1]) <= at_Q[early_R, None]
     before, after = map_HBQC[:, :, early_R], jnp.where(both_see, map_HBQC[:, :, late_R], 0)
-    left_HBR1 = jnp.sum(after, axis=-1, keepdims=True)
-    after = after / jnp.where(left_HBR1 > 0, left_HBR1, 1)
-    divergence_HBR = entropy((before + after) / 2) - (entropy_HBQ[:, :, early_R] + entropy(after)) / 2
-    divergence_HBR = jnp.where(left_HBR1[..., 0] > 0, divergence_HBR, np.log(2))
+    left_HBR = jnp.sum(after, axis=-1)
+    some_HBR = jnp.where(left_HBR > 0, left_HBR, 1)
+    after = after / some_HBR[..., None]
+    own_HBR = jnp.sum(surprise_HBQC[:, :, early_R], axis=-1)
+    # Of p / c, where c is the sum of p: its entropy without another logarithm of every key.
+    other_HBR = jnp.sum(jnp.where(both_see, surprise_HBQC[:, :, late_R], 0), axis=-1)
+    other_HBR = other_HBR / some_HBR + jnp.log(some_HBR)
+    divergence_HBR = entropy((before + after) / 2) - (own_HBR + other_HBR) / 2
+    divergence_HBR = jnp.where(left_HBR > 0, divergence_HBR, np.log(2))
     pairs = (before, after), (before, before), (after, after)
     cosine_HBR = cosine(*(jnp.sum(a * b, axis=-1) for a, b in pairs))
     q = q_HBQK.astype(jnp.float32)

@@ -151,10 +151,10 @@ def measure(
     totals, (*out, kept) = lax.scan(one, zeros, items)
     gathered = dict(zip(summed, totals, strict=True)) | {None: None} | known
     weights = Weights(shape, params, degraded, edit)
-    values, averaged = [], []
+    values, averaged, sound = [], [], finite(degraded)
     for metric in of_kind[Statistic]:
         sums = gathered[metric.gather]
-        values.append(defined(jnp.ravel(metric.values(sums, weights)), (sums, degraded)))
+        values.append(defined(jnp.ravel(metric.values(sums, weights)), sound & finite(sums)))
         averaged.append(metric.count(sums) if metric.count else jnp.nan)
     *of_batches, tokens = (jnp.moveaxis(_in_a_row(a), 1, 0) for a in out)
     of_all = {keep: Kept(jax.tree.map(_in_a_row, of)) for keep, of in zip(keeps, kept, strict=True)}
@@ -169,11 +169,15 @@ def measure(
     return Measured(*columns, tokens, values, jnp.asarray(averaged, jnp.float32))
 
 
-def defined(value: Array, of: Any) -> Array:
-    """A statistic's value: nan where it is not defined, infinite where it is no number because what it is of, a
-    pytree of arrays, is not finite."""
-    finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(of)]).all()
-    return jnp.where(jnp.isnan(value) & ~finite, jnp.inf, value)
+def finite(of: Any) -> Array:
+    """bool: whether all numbers of a pytree of arrays are."""
+    return jnp.array([True, *(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(of))]).all()
+
+
+def defined(value: Array, sound: Array) -> Array:
+    """A statistic's value: nan where it is not defined, infinite where it is no number because what it is of is not
+    finite (sound)."""
+    return jnp.where(jnp.isnan(value) & ~sound, jnp.inf, value)
 
 
 def zeros_of(f: Callable, *args: Any) -> Any:

@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from wane.eval.cell import about_of, lost_rows, point_columns
 from wane.eval.degrade import Degrade
-from wane.eval.measure import Batches, defined, zeros_of
+from wane.eval.measure import Batches, defined, finite, zeros_of
 from wane.eval.metrics.cka import kernel
 from wane.eval.metrics.contract import Metric
 from wane.eval.metrics.moments import chosen, few, moments, products, spaced
@@ -104,7 +104,7 @@ def comparing(shape: Shape, precision: str) -> Program:
         items = batches, trained
         totals, _ = lax.scan(add, zeros_of(of_batch, jax.tree.map(lambda a: a[0], items)), items)
         each = [((stream_cka, moments), (unbiased_stream_cka, hsic)) for moments, hsic in totals]
-        return jnp.array([[defined(of(sums, None), sums) for of, sums in both] for both in each])
+        return jnp.array([[defined(of(sums, None), finite(sums)) for of, sums in both] for both in each])
 
     return Program(program, precision, computes=f"comparing pairs of {shape}")
 

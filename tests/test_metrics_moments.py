@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_metrics_overlap import SHAPE, rows_of, slow_cka, splits, subject_of  # noqa: F401
 
-from wane.eval.measure import defined
+from wane.eval.measure import defined, finite
 from wane.eval.metrics import overlap
 from wane.eval.metrics.cka import hsic, kernel, unbiased_alignment, unbiased_cka
 from wane.eval.metrics.moments import (
@@ -123,9 +123,10 @@ def test_an_estimate_that_came_out_below_0_has_no_root():
 
 def test_not_defined_is_not_the_same_as_not_finite():
     value = jnp.array([1.0, jnp.nan, jnp.inf])
-    np.testing.assert_array_equal(defined(value, {"n": jnp.zeros(2)}), value)
+    np.testing.assert_array_equal(defined(value, finite({"n": jnp.zeros(2)})), value)
     np.testing.assert_array_equal(
-        defined(value, (None, {"n": jnp.zeros(2), "sum": jnp.array([0, jnp.nan])})), [1, np.inf, np.inf]
+        defined(value, finite((None, {"n": jnp.zeros(2), "sum": jnp.array([0, jnp.nan])}))),
+        [1, np.inf, np.inf],
     )
 
 

@@ -78,7 +78,7 @@ def slow(shape, params, edit, tokens_nBT, counted):
                 told.append((mid - start, end - mid, end - start))
             for p, (f, changed) in enumerate(zip(*told, strict=True)):
                 for i in range(0, B, EVERY):
-                    at = sampled(len(tokens_BT[::EVERY]), shape.context, COMPARED)[i // EVERY]
+                    at = sampled(len(tokens_BT[::EVERY]), -(-shape.context // 2), COMPARED)[i // EVERY]
                     noise[l, p] += np.sum((changed[i, at] - f[i, at]) ** 2)
                     signal[l, p] += np.sum(f[i, at] ** 2)
             for i, (places, weights) in enumerate(zip(*sample(len(tokens_BT), shape.context), strict=True)):

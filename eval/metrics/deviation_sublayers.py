@@ -53,6 +53,7 @@ def of_sublayers(quantity: Quantity) -> Statistic:
 
     return Statistic(
         name=f"{quantity.name}_by_sublayer",
+        version=2,
         unit=quantity.unit,
         meaning=f"{quantity.meaning}; behind one sublayer that alone is degraded, read as the final state",
         better=quantity.better,

@@ -63,11 +63,11 @@ def stream_ratios(sums: tuple[Array, Array, Array], weights: Weights) -> Array:
 METRICS = (
     Statistic(
         name="block_noise_to_signal",
-        version=3,
+        version=4,
         unit="ratio",
         meaning="energy of the change of what a sublayer or block adds to the undegraded stream, over the energy of"
         " what it adds; above 0 for whatever acts inside blocks; none where only the change is above 0; without a"
-        " layer: a mean over blocks",
+        " layer: a mean over blocks; tokens as of update_cosine",
         better="lower",
         gather=block_energies,
         count=itemgetter(2),

@@ -125,6 +125,15 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path):
         learned_in(tmp_path / "empty.csv", 0.9, 0.8)
 
 
+def test_the_table_of_sums_alone_is_that_of_its_numbers():
+    numbers = DOCS / "learnability_m2.csv"
+    assert learned_in(numbers, 0.9, 0.8) in (DOCS / "learnability.md").read_text()
+    (row,) = learned(pd.read_csv(numbers), score=0.9, share=0.8).to_dict("records")
+    assert row["task"] == "M2"
+    assert row["assessable"]
+    assert pd.read_csv(numbers)["weakest"].eq("chain").all(), "written steps and single sums come before"
+
+
 def test_the_committed_table_is_that_of_its_numbers():
     numbers = DOCS / "learnability.csv"
     assert learned_in(numbers, 0.9, 0.8) in (DOCS / "learnability.md").read_text()

@@ -15,6 +15,7 @@ STATES, TOPICS = 64, 8
 BLOCK = STATES // TOPICS
 TOPIC_P = 0.4  # of a symbol drawn from the topic
 CHAIN_STEPS = np.array([3, 9, 16, 22, 31, 37, 52, 58])
+OWN_V = np.pad(SUCCESSOR_P, (0, STATES - len(SUCCESSOR_P)))  # of a symbol that is drawn from topic 0
 TOPIC, HIDDEN = WORD, WORD + TOPICS
 NAMES = {TOPIC + z: f"topic{z}:" for z in range(TOPICS)} | {HIDDEN: "topic?:"}
 
@@ -23,12 +24,10 @@ NAMES = {TOPIC + z: f"topic{z}:" for z in range(TOPICS)} | {HIDDEN: "topic?:"}
 def stationary() -> np.ndarray:
     """How often each symbol [64] comes in a row of topic 0, at every place: the fixed point of one step, which
     forgets its start by a factor of .6 (.6^100 is below one unit of rounding)."""
-    own_V = np.zeros(STATES)
-    own_V[: len(SUCCESSOR_P)] = SUCCESSOR_P
-    share_V = own_V
+    share_V = OWN_V
     for _ in range(100):
         chained_V = np.mean([np.roll(share_V, step) for step in CHAIN_STEPS], axis=0)
-        share_V = TOPIC_P * own_V + (1 - TOPIC_P) * chained_V
+        share_V = TOPIC_P * OWN_V + (1 - TOPIC_P) * chained_V
     return share_V
 
 
@@ -40,22 +39,20 @@ CEILING = float(stationary()[0])
 KNOWN_OCTAVE = 4
 
 
-def nats() -> tuple[float, float]:
-    """Of a symbol behind another, in a row of topic 0, to who knows the topic and to who knows all else and takes
-    every topic for equally likely."""
-    own_V = np.zeros(STATES)
-    own_V[: len(SUCCESSOR_P)] = SUCCESSOR_P
+def known_and_blind() -> tuple[float, float]:
+    """Nats of a symbol behind another, in a row of topic 0: to who knows the topic, and to who knows all else and
+    takes every topic for equally likely."""
     chain_V = np.zeros(STATES)
     chain_V[CHAIN_STEPS] = 1 / len(CHAIN_STEPS)
     chain_XV = np.stack([np.roll(chain_V, x) for x in range(STATES)])
-    any_V = np.mean([np.roll(own_V, BLOCK * z) for z in range(TOPICS)], axis=0)
-    known_XV, blind_XV = (TOPIC_P * topic_V + (1 - TOPIC_P) * chain_XV for topic_V in (own_V, any_V))
+    any_V = np.mean([np.roll(OWN_V, BLOCK * z) for z in range(TOPICS)], axis=0)
+    known_XV, blind_XV = (TOPIC_P * topic_V + (1 - TOPIC_P) * chain_XV for topic_V in (OWN_V, any_V))
     joint_XV = stationary()[:, None] * known_XV
     seen = joint_XV > 0
     return tuple(-float((joint_XV[seen] * np.log(p_XV[seen])).sum()) for p_XV in (known_XV, blind_XV))
 
 
-KNOWN_NATS, BLIND_NATS = nats()
+KNOWN_NATS, BLIND_NATS = known_and_blind()
 
 
 def topic(rng, rows: int, length: int, world: World, role: Role) -> Rows:

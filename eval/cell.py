@@ -159,7 +159,7 @@ def masked_rows(subject: Subject, degrade: Degrade, cell_id: str) -> list[dict]:
         key,
         subject.batches,
         subject.undegraded(programs),
-        of_trained=subject.of_trained,
+        trained=subject.of_trained,
     )  # severity 0: the parameters as they were trained
     matrices = [subject.params["blocks"][name] for name in subject.member.shape.matrices]
     zeros = sum(int(jnp.sum(leaf == 0)) for leaf in matrices)

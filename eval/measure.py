@@ -1,8 +1,8 @@
 """All metrics of one degraded model, batch by batch inside one program."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from wane.scaling.model import Inner, apply
 from wane.scaling.shape import Shape
 from wane.train.data import EvalSet
 
+T = TypeVar("T")
+ROOM = 2**28  # bytes that one thing that is read of the undegraded model's batches may take
 KINDS = (SequenceMetric, PerToken, Statistic)
 
 
@@ -63,12 +65,26 @@ class Measured(NamedTuple):
     averaged: Array
 
 
+class OfTrained(NamedTuple):
+    """What metrics read of the trained model, the same for all points.  sums: of each of its `gathers`; batches: of
+    each of the `reads_of_full`, [n, ..], None where it would take more than ROOM.  What is missing of the latter is
+    found at every point."""
+
+    sums: Sequence[Sums] = ()
+    batches: Sequence[Any] = ()
+
+
 def gathers(metrics: tuple[str, ...], *, of_trained: bool) -> list[Callable[[View], Sums]]:
     """What is added up over batches, of the trained model alone or of the degraded one."""
     told = [METRICS[name] for name in metrics]
     statistics = [m for m in told if isinstance(m, Statistic) and m.gather and m.of_trained == of_trained]
     known = [f for m in told if of_trained for f in m.known]
     return list(dict.fromkeys([m.gather for m in statistics] + known))
+
+
+def reads_of_full(metrics: tuple[str, ...]) -> list[Callable[[View], Any]]:
+    """What metrics read of the undegraded model's batches (`Metric.full`)."""
+    return list(dict.fromkeys(f for name in metrics for f in METRICS[name].full))
 
 
 def insides(metrics: tuple[str, ...]) -> list[Callable[[Inner], Any]]:
@@ -87,23 +103,30 @@ def forward(
     return {"x_BSD": out.x_BSD, "inside": dict(zip(reads, out.inner, strict=True))}
 
 
-def sums_of_trained(
-    shape: Shape, metrics: tuple[str, ...], params: Params, batches: Batches, full: Array | None
-) -> list[Sums]:
-    """Of each of the `gathers` of the trained model.  full: its residual stream behind the last block [n, B, S, D],
-    None where no metric compares with it."""
+def of_trained(
+    shape: Shape, metrics: tuple[str, ...], params: Params, batches: Batches, stream: Array | None
+) -> OfTrained:
+    """stream: the undegraded one [L + 1, n, B, S, D], or only the last of it [1, ..]; None where no metric compares
+    with it."""
+    by_batch = None if stream is None else jnp.moveaxis(stream, 1, 0)
+    sums: dict[Callable[[View], Any], Sums] = {}
+    kept: dict[Callable[[View], Any], Any] = {}
 
-    sums: dict[Callable[[View], Sums], Sums] = {}
-
-    def of_batch(gather: Callable[[View], Sums], item: tuple[Batches, Array | None]) -> Sums:
-        batch, x_BSD = item
-        stream = None if x_BSD is None else x_BSD[None]
+    def told(f: Callable[[View], T], item: tuple[Batches, Array | None, list]) -> T:
+        batch, stream, of_kept = item
+        x_BSD = None if stream is None else stream[-1]
         model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": x_BSD, "stream": stream}
-        return gather(View(shape=shape, batch=Batch(*batch), known=sums, **model))
+        full = dict(zip(kept, of_kept, strict=True))
+        return f(View(shape=shape, batch=Batch(*batch), full=full, known=sums, **model))
 
     for gather in gathers(metrics, of_trained=True):
-        sums[gather] = over_batches(functools.partial(of_batch, gather), (batches, full))
-    return list(sums.values())
+        sums[gather] = over_batches(functools.partial(told, gather), (batches, by_batch, []))
+    for read in reads_of_full(metrics):
+        items = batches, by_batch, list(kept.values())
+        each = functools.partial(lax.map, functools.partial(told, read), items)
+        if sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(each))) <= ROOM:
+            kept[read] = each()
+    return OfTrained(list(sums.values()), [kept.get(read) for read in reads_of_full(metrics)])
 
 
 def over_batches(of_batch: Callable[[Any], Sums], items: Any) -> Sums:
@@ -117,20 +140,21 @@ def over_batches(of_batch: Callable[[Any], Sums], items: Any) -> Sums:
 
 def measure(
     shape: Shape, metrics: tuple[str, ...], params: Params, edit: Edit, run: Callable, batches: Batches,
-    of_trained: list[Sums],
+    trained: OfTrained,
 ) -> Measured:  # fmt: skip
-    """run(batch, its index) -> what a `View` holds of that batch: x_BSD, stream, inside.  of_trained:
-    `sums_of_trained`."""
+    """run(batch, its index) -> what a `View` holds of that batch: x_BSD, stream, inside."""
     degraded = merge(params, edit)
     of_kind = {kind: [METRICS[n] for n in metrics if isinstance(METRICS[n], kind)] for kind in KINDS}
     in_batch = [metric for metric in of_kind[SequenceMetric] if not metric.keeps]
     keeps = list(dict.fromkeys(metric.keeps for metric in of_kind[SequenceMetric] if metric.keeps))
     summed = gathers(metrics, of_trained=False)
-    known = dict(zip(gathers(metrics, of_trained=True), of_trained, strict=True))
+    known = dict(zip(gathers(metrics, of_trained=True), trained.sums, strict=True))
+    reads = zip(reads_of_full(metrics), trained.batches, strict=False)
+    kept = {read: of_batches for read, of_batches in reads if of_batches is not None}
 
     def view(item: tuple[Batches, Array]) -> View:
         batch = Batch(*item[0])
-        seen = run(batch, item[1])
+        seen = run(batch, item[1]) | {"full": of_one(kept, item[1])}
         model = {"params": params, "degraded": degraded, "edit": edit}
         return View(shape=shape, batch=batch, known=known, **model, **seen)
 
@@ -148,7 +172,7 @@ def measure(
     items = batches, jnp.arange(len(batches.tokens))
     first = jax.tree.map(lambda a: a[0], items)
     zeros = zeros_of(lambda item: [gather(view(item)) for gather in summed], first)
-    totals, (*out, kept) = lax.scan(one, zeros, items)
+    totals, (*out, keeping) = lax.scan(one, zeros, items)
     gathered = dict(zip(summed, totals, strict=True)) | {None: None} | known
     weights = Weights(shape, params, degraded, edit)
     values, averaged, sound = [], [], finite(degraded)
@@ -157,7 +181,7 @@ def measure(
         values.append(defined(jnp.ravel(metric.values(sums, weights)), sound & finite(sums)))
         averaged.append(metric.count(sums) if metric.count else jnp.nan)
     *of_batches, tokens = (jnp.moveaxis(_in_a_row(a), 1, 0) for a in out)
-    of_all = {keep: Kept(jax.tree.map(_in_a_row, of)) for keep, of in zip(keeps, kept, strict=True)}
+    of_all = {keep: Kept(jax.tree.map(_in_a_row, of)) for keep, of in zip(keeps, keeping, strict=True)}
     whole = {m: m.measure(of_all[m.keeps]) for m in of_kind[SequenceMetric] if m.keeps}
     columns = [
         jnp.concatenate(
@@ -167,6 +191,11 @@ def measure(
     ]
     values = jnp.concatenate(values) if values else jnp.zeros(0)
     return Measured(*columns, tokens, values, jnp.asarray(averaged, jnp.float32))
+
+
+def of_one(kept: dict, batch: Array) -> dict:
+    """Of one batch, from what was kept of all."""
+    return {read: jax.tree.map(lambda a: a[batch], of_batches) for read, of_batches in kept.items()}
 
 
 def finite(of: Any) -> Array:

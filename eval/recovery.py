@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 from jax import Array
 
-from wane.eval.measure import Batches
-from wane.eval.metrics.contract import Sums
+from wane.eval.measure import Batches, OfTrained
 from wane.eval.sweep import Point, costing, measuring
 from wane.scaling.degrade.contract import Degradation, Fitted, Where
 from wane.scaling.edit import Edit, Params, filled
@@ -41,14 +40,14 @@ class Recovery:
 
     def sweep(
         self, params: Params, fitted: Fitted, severity: float, where: Where, key: Array, batches: Batches,
-        stream: Array | None, of_trained: Sequence[Sums], marked_nBT: Array, steps: Sequence[int],
+        stream: Array | None, trained: OfTrained, marked_nBT: Array, steps: Sequence[int],
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per number of updates, ascending."""
         edit, state = self.start(jnp.float32(severity), params, fitted, where, key)
         for until in steps:
             state = self.advance(state, edit, marked_nBT, jnp.int32(until))
             tuned = filled(self.end(edit, state), params, self.shape)
-            measured = self.measure(params, tuned.acting(), batches, stream, of_trained)
+            measured = self.measure(params, tuned.acting(), batches, stream, trained)
             yield Point(measured, self.cost(params, tuned, jnp.float32(severity)))
 
 

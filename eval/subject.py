@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wane.eval.degrade import Degrade
-from wane.eval.measure import Batches, gathers
-from wane.eval.metrics import METRICS, compares
+from wane.eval.measure import Batches, OfTrained, gathers, reads_of_full
+from wane.eval.metrics import METRICS, compares, reads_streams
 from wane.eval.study import Evaluation
 from wane.eval.sweep import Engine, Start, engine, of_initial, streams, summing, undegraded
 from wane.scaling.edit import Params
@@ -85,13 +85,14 @@ class Subject:
         return streams(self.member.shape, self.settings.matmul_precision)(self.params, self.batches)
 
     @functools.cached_property
-    def of_trained(self) -> list:
-        """The sums over all batches that metrics read of the trained model."""
+    def of_trained(self) -> OfTrained:
+        """What metrics read of the trained model, for all points."""
         metrics = self.settings.metrics
-        if not gathers(metrics, of_trained=True):
-            return []
+        if not gathers(metrics, of_trained=True) and not reads_of_full(metrics):
+            return OfTrained()
         program = summing(self.member.shape, metrics, self.settings.matmul_precision)
-        return program(self.params, self.batches, self.full_x[0] if compares(metrics) else None)
+        stream = self.stream if reads_streams(metrics) else self.full_x if compares(metrics) else None
+        return program(self.params, self.batches, stream)
 
     @functools.cached_property
     def initial(self) -> np.ndarray:

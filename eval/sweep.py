@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from wane.eval.measure import Batches, Measured, forward, insides, measure, sums_of_trained
+from wane.eval.measure import Batches, Measured, OfTrained, forward, insides, measure, of_trained
 from wane.eval.metrics import METRICS, OURS, compares, reads_streams
-from wane.eval.metrics.contract import Sums, Weights
+from wane.eval.metrics.contract import Weights
 from wane.scaling.degrade.contract import Cost, Degradation, Fitted, Where
 from wane.scaling.degrade.cost import CostOf
 from wane.scaling.edit import Edit, Params, filled
@@ -28,6 +28,8 @@ from wane.scaling.program import Program
 from wane.scaling.shape import Shape
 
 Severity = float | tuple[float, float]  # of a composition, one of each method
+
+NOTHING = OfTrained()  # is read of the trained model
 
 
 class Start(NamedTuple):
@@ -77,20 +79,20 @@ class Engine:
 
     def sweep(
         self, params: Params, fitted: Fitted, severities: Sequence[Severity], where: Where, key: Array,
-        batches: Batches, stream: Array | None, starts: Sequence[Start] = (), of_trained: Sequence[Sums] = (),
+        batches: Batches, stream: Array | None, starts: Sequence[Start] = (), trained: OfTrained = NOTHING,
     ) -> Iterator[Point]:  # fmt: skip
         """One Point per severity.  stream: `streams(...)` of the same batches; without starts only the last of it
         where `needs_streams` is False, and None where `compares` is.  starts: of each severity; none: all blocks
-        run.  of_trained: `sums_of_trained` of the same batches, where a metric reads such sums."""
+        run.  trained: `of_trained` of the same batches."""
         for first in range(0, len(severities), self.points):
             chunk = slice(first, first + self.points)
             edit, cost = self.degraded(params, fitted, severities[chunk], where, key)
             self._measured = self.measure_from if starts else self.measure
             if starts:
                 entry = self._argument(starts[chunk], np.int32).T
-                measured = self.measure_from(params, edit.acting(), batches, stream, of_trained, *entry)
+                measured = self.measure_from(params, edit.acting(), batches, stream, trained, *entry)
             else:
-                measured = self.measure(params, edit.acting(), batches, stream, of_trained)
+                measured = self.measure(params, edit.acting(), batches, stream, trained)
             point = Point(measured, cost)
             if self.points == 1:
                 yield point
@@ -188,14 +190,14 @@ def measurement(what: str, shape: Shape, metrics: tuple[str, ...], points: int) 
 
 @functools.lru_cache(maxsize=32)
 def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
-    """(params, edits, batches, stream, of_trained) -> what of each point its metrics measure, all but its cost."""
+    """(params, edits, batches, stream, trained) -> what of each point its metrics measure, all but its cost."""
 
-    def program(params, edit, batches, stream, of_trained):
+    def program(params, edit, batches, stream, trained):
         def run(batch, index):
             full = None if stream is None else stream[:, index]
             return forward(shape, metrics, params, edit, batch) | {"stream": full}
 
-        return measure(shape, metrics, params, edit, run, batches, of_trained)
+        return measure(shape, metrics, params, edit, run, batches, trained)
 
     computes = measurement("measuring", shape, metrics, points)
     return Program(each(points, program, (None, 0, None, None, None)), precision, computes=computes)
@@ -203,15 +205,15 @@ def measuring(shape: Shape, metrics: tuple[str, ...], precision: str, points: in
 
 @functools.lru_cache(maxsize=32)
 def measuring_from(shape: Shape, metrics: tuple[str, ...], precision: str, points: int) -> Program:
-    """(params, edits, batches, stream, of_trained, below, first): `measuring` of points that start in mid-model."""
+    """(params, edits, batches, stream, trained, below, first): `measuring` of points that start in mid-model."""
 
-    def program(params, edit, batches, stream, of_trained, below, first):
+    def program(params, edit, batches, stream, trained, below, first):
         def run(batch, index):
             start = first, stream[below, index]
             out = apply(params, batch.tokens_BT[:, :-1], shape, edit, start=start)
             return {"x_BSD": out.x_BSD, "stream": stream[:, index]}
 
-        return measure(shape, metrics, params, edit, run, batches, of_trained)
+        return measure(shape, metrics, params, edit, run, batches, trained)
 
     computes = measurement("measuring_from", shape, metrics, points)
     return Program(each(points, program, (None, 0, None, None, None, 0, 0)), precision, computes=computes)
@@ -226,18 +228,17 @@ def plain(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
             seen = forward(shape, metrics, params, Edit(), batch)
             return seen | {"stream": seen["x_BSD"][None]}
 
-        return measure(shape, metrics, params, Edit(), run, batches, ())
+        return measure(shape, metrics, params, Edit(), run, batches, OfTrained())
 
     return Program(program, precision)
 
 
 @functools.lru_cache(maxsize=32)
 def summing(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
-    """(params, batches, last residual stream [n, B, S, D] or None) -> the sums over all batches that metrics read
-    of the trained model, for all points."""
+    """(params, batches, the undegraded stream or None) -> what all points' metrics read of the trained model."""
 
-    def program(params, batches, full):
-        return sums_of_trained(shape, metrics, params, batches, full)
+    def program(params, batches, stream):
+        return of_trained(shape, metrics, params, batches, stream)
 
     return Program(program, precision, computes=measurement("summing", shape, metrics, 1))
 

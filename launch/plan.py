@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from wane.eval.measure import ROOM, reads_of_full
 from wane.eval.metrics import extra_forwards, reads_streams
 from wane.eval.study import Study
 from wane.eval.subject import Splits
@@ -90,14 +91,25 @@ class Plan:
         shape, evaluation, examines = cell.trained.shape, cell.evaluation, isinstance(cell, ExamineCell)
         pairs = isinstance(cell, PairCell)
         points = 2 if pairs else 1 if examines else self.environment["points_per_call"]
-        stream = len(cell.splits.evaluation.tokens_NT) * shape.context * shape.d_model * 4
+        tokens = len(cell.splits.evaluation.tokens_NT) * shape.context
+        stream = 4 * tokens * shape.d_model
         every_layer = examines or pairs or cell.degrade.each != "whole" or reads_streams(evaluation.metrics)
         kept = 1 + shape.n_layers if every_layer else 1
         params = 4 * shape.param_counts()["total"] * (3 + points)
         if not examines and cell.method.sequential:
             calibration = self.splits.calibrations[cell.degrade.calibration]
             stream += points * 4 * (2 * calibration.size * shape.d_model + walk_statistics(shape))
-        return params + kept * stream + points * forward_activations(shape, evaluation.batch)
+        full = kept_of_full(evaluation.metrics, tokens, shape.vocab)
+        return params + kept * stream + full + points * forward_activations(shape, evaluation.batch)
+
+
+def kept_of_full(metrics: tuple[str, ...], tokens: int, vocab: int) -> int:
+    """Bytes of what metrics read of the undegraded model's batches, kept for all points: its logits, where there is
+    room for them, and of few tokens what takes less than half of them."""
+    if not reads_of_full(metrics):
+        return 0
+    logits = 4 * tokens * vocab
+    return logits // 2 + (logits if logits <= ROOM else 0)
 
 
 def forward_activations(shape: Shape, batch: int) -> int:

@@ -144,20 +144,26 @@ def sweep_programs():
         edits = jax.eval_shape(engine.degrade.jitted, *arguments)
         programs[f"2 costs of {name}"] = (engine.cost.jitted, params, edits, severity)
         edits = jax.eval_shape(Edit.acting, edits)
-        programs[f"2 points of {name}"] = (engine.measure.jitted, params, edits, batches, stream, ())
+        programs[f"2 points of {name}"] = (
+            engine.measure.jitted,
+            params,
+            edits,
+            batches,
+            stream,
+            sweep.OfTrained(),
+        )
         if name in ("random_weights", "early_exit", "random_dimensions"):
             programs[f"2 points of {name} above a layer"] = (
-                engine.measure_from.jitted, params, edits, batches, stream, (), layers, layers,
+                engine.measure_from.jitted, params, edits, batches, stream, sweep.OfTrained(), layers, layers,
             )  # fmt: skip
         for instrument in INSTRUMENTS if name == "random_weights" else ():
             measure = sweep.measuring(shape, chosen(("loss", instrument)), "highest", 2)
             summing = sweep.summing(shape, chosen(("loss", instrument)), "highest").jitted
-            full = jax.ShapeDtypeStruct(stream.shape[1:], jnp.float32)
-            sums = jax.eval_shape(summing, params, batches, full)
+            trained = jax.eval_shape(summing, params, batches, stream)
             programs[f"2 points measured by {instrument}"] = (
-                measure.jitted, params, edits, batches, stream, sums
+                measure.jitted, params, edits, batches, stream, trained
             )  # fmt: skip
-            programs[f"sums for {instrument}"] = (summing, params, batches, full)
+            programs[f"sums for {instrument}"] = (summing, params, batches, stream)
     return programs
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_sweep import SHAPE, over_tasks, rows_of, splits_of, subject_of, value
 
-from wane.eval.measure import Batches, measure, sums_of_trained
+from wane.eval.measure import Batches, measure, of_trained
 from wane.eval.metrics import INSTRUMENTS, METRICS, resolution
 from wane.eval.metrics.resolution import FAMILIES, KEPT, SHARES, TEMPERATURES, every_so_often
 from wane.eval.study import Degrade, Evaluation
@@ -149,8 +149,8 @@ def values_of(shape, names, params, batches, full, degraded):
     def run(batch, index):
         return {"x_BSD": degraded[index], "stream": full[index][None]}
 
-    sums = sums_of_trained(shape, names, params, batches, full)
-    return measure(shape, names, params, Edit(), run, batches, sums).values
+    trained = of_trained(shape, names, params, batches, full[None])
+    return measure(shape, names, params, Edit(), run, batches, trained).values
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wane.eval import measure
 from wane.eval.cell import diverged_rows, selections, sweep
 from wane.eval.degrade import Then
+from wane.eval.metrics import METRICS
 from wane.eval.metrics.loss import METRICS as PREDICTION
+from wane.eval.metrics.view import full_logits
 from wane.eval.record import write_rows
 from wane.eval.study import Degrade, Evaluation
 from wane.eval.subject import Member, Splits, Subject
@@ -197,6 +200,33 @@ def test_the_undegraded_model_is_run_only_where_a_metric_compares_with_it(splits
         found[metrics] = value(rows, "loss", severity=0.5)
         assert ("full_x" in vars(subject)) == ("kl" in metrics)
     assert found["loss",] == pytest.approx(found["loss", "kl"], rel=1e-6)
+
+
+def test_what_is_kept_of_the_undegraded_model_is_what_every_point_would_find(splits, monkeypatch):
+    names = tuple(name for name, metric in METRICS.items() if metric.full and not metric.free_running)
+    assert {"kl", "top1_agreement", "deviation_cosine", "update_cosine", "explained_by_bigram"} < set(names)
+    degrade = Degrade(method="random_weights", severities=(0.5,))
+    subject = subject_of(splits)
+    subject.settings = dataclasses.replace(EVALUATION, metrics=names)
+    engine, batches = subject.engine(degrade, 1), subject.batches
+    key, everywhere = jax.random.key(0), Where.everywhere(SHAPE)
+    fitted = engine.fit(subject.params, subject.calibration(degrade), key)
+    edit, _ = engine.degraded(subject.params, fitted, [0.5], everywhere, key)
+    trained, stream = subject.of_trained, subject.undegraded(engine)
+    assert not any(kept is None for kept in trained.batches)
+    nothing = trained._replace(batches=[None for _ in trained.batches])
+    for mine, theirs in zip(
+        engine.measure(subject.params, edit.acting(), batches, stream, trained),
+        engine.measure(subject.params, edit.acting(), batches, stream, nothing),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+    logits = 4 * batches.tokens[..., 1:].size * SHAPE.vocab
+    monkeypatch.setattr(measure, "ROOM", logits - 1)
+    kept = measure.of_trained(SHAPE, names, subject.params, batches, stream).batches
+    without = [read for read, of in zip(measure.reads_of_full(names), kept, strict=True) if of is None]
+    assert without == [full_logits]
 
 
 def test_an_edit_that_shares_nothing_is_not_filled(splits):

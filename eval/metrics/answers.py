@@ -93,9 +93,11 @@ def answer_entropy(view: View) -> tuple[Array, Array]:
     counted_BS = has_values(view)
     # text has no values: there all logits would be -inf
     logits_BSM = jnp.where(counted_BS[..., None], among_values(view), 0.0)
-    p_BSM = jax.nn.softmax(logits_BSM, axis=-1)
-    mean_BS = jnp.where(p_BSM > 0, p_BSM * logits_BSM, 0.0).sum(axis=-1)
-    return jax.nn.logsumexp(logits_BSM, axis=-1) - mean_BS, counted_BS
+    logits_BSM = logits_BSM - logits_BSM.max(axis=-1, keepdims=True)
+    p_BSM = jnp.exp(logits_BSM)  # before it is divided by its sum
+    total_BS = p_BSM.sum(axis=-1)
+    mean_BS = jnp.where(p_BSM > 0, p_BSM * logits_BSM, 0.0).sum(axis=-1) / total_BS
+    return jnp.log(total_BS) - mean_BS, counted_BS
 
 
 def level_loss(view: View) -> tuple[Array, Array]:

@@ -75,15 +75,18 @@ class Metric:
 
     relative: compares with the undegraded model, so it means nothing for one that was trained under a mask.
     streams: reads the undegraded residual stream before every block, not only behind the last.  inside: what it
-    reads of each block's intermediates (`wane.scaling.model.block`), as arrays that hold no more than it needs:
-    all blocks must then run, and view.inside[inside] is that of all layers, [L, ...].  known: what it reads of
-    the undegraded model on the whole evaluation set: for each of these functions f, f(view) of every batch, of
-    which there are `view.full_BSV` and the tokens, added up once for all points, is view.known[f]; one may read
-    those before it.  It must say relative=True.  free_running: lets the model go on by itself, token by token,
-    which a corruption of whole input sequences does not allow.  usual: measured where a study names no metrics.
-    bounds: its chance and ceiling on a task, either None where nobody knows it; none: it has no such thing.
-    among: how many answers it chooses between on a task, all alike to random weights; None where nobody knows.
-    floor: what it is for who knows how often each token occurs in these sequences of a task, and nothing else.
+    reads of each block's intermediates (`wane.scaling.model.block`), as arrays that hold no more than it needs: all
+    blocks must then run, and view.inside[inside] is that of all layers, [L, ...].  known: what it reads of the
+    undegraded model on the whole evaluation set: for each of these functions f, f(view) of every batch, of which
+    there are `view.full_BSV` and the tokens, added up once for all points, is view.known[f]; one may read those
+    before it.  full: what it reads of the undegraded model batch by batch: for each of these functions f, which
+    read nothing else and may read those before them, view.of_full(f) is f(view), found once for all points where
+    there is room for it.  With known or full it must say relative=True.  free_running: lets the model go on by
+    itself, token by token, which a corruption of whole input sequences does not allow.  usual: measured where a
+    study names no metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it
+    has no such thing.  among: how many answers it chooses between on a task, all alike to random weights; None
+    where nobody knows.  floor: what it is for who knows how often each token occurs in these sequences of a task,
+    and nothing else.
     Raise `version` when the numbers change.
     """
 
@@ -96,6 +99,7 @@ class Metric:
     streams: bool = False
     inside: Callable[[Inner], Any] | None = None
     known: tuple[Callable[[View], Sums], ...] = ()
+    full: tuple[Callable[[View], Any], ...] = ()
     free_running: bool = False
     usual: bool = False
     bounds: Callable[[Task], tuple[float | None, float | None]] | None = None

@@ -114,7 +114,18 @@ def kl(z: Array, changed: Array, temperature: Array | float, convention: Convent
     if convention == "transition":
         z, changed = changed, z
     log_p, log_q = (log_softmax(logits / temperature) for logits in (z, changed))
-    d, p = log_ratio(z, changed, temperature), jnp.exp(log_p)
+    return _kl(log_p, log_q, log_ratio(z, changed, temperature))
+
+
+def kl_of_known(z: Array, changed: Array, norm: Array) -> Array:
+    """`kl` at temperature 1, where the logsumexp [...] of z is known."""
+    changed_norm = jax.nn.logsumexp(changed, axis=-1)
+    d = changed - z - (changed_norm - norm)[..., None]
+    return _kl(z - norm[..., None], changed - changed_norm[..., None], d)
+
+
+def _kl(log_p: Array, log_q: Array, d: Array) -> Array:
+    p = jnp.exp(log_p)
     near = d * d * (1 / 2 + d * (1 / 6 + d * (1 / 24 + d * (1 / 120 + d / 720))))
     return jnp.sum(jnp.where(jnp.abs(d) < NEAR, p * near, jnp.exp(log_q) - p - p * d), axis=-1)
 

@@ -69,28 +69,38 @@ def looked_at(S: int) -> int:
     return -(-S // 2)
 
 
+def entering_some(view: View) -> Array:
+    """The undegraded stream at the tokens and in the sequences that blocks run on alone, [L + 1, b, S, D]."""
+    return view.stream[:, ::EVERY, : looked_at(view.targets_BS.shape[1])]
+
+
+def trained_alone(view: View) -> tuple[Array, Array]:
+    """What the sublayers of every trained block and the block add [L, 3, b, n, D], and `Alone.before`."""
+    at_bn, stream = read_positions(view), entering_some(view)
+
+    def one(trained_l, x_bSD, end_bSD) -> tuple[Array, Array]:
+        _, inner, _ = block(trained_l, x_bSD, view.shape)
+        mid, end = (jnp.take_along_axis(x, at_bn[..., None], axis=1) for x in (inner["mid"], end_bSD))
+        return _updates(inner, end_bSD), jnp.stack([mid, end])
+
+    # All layers at once: a loop over them would be of products too small to be worth their calls.
+    return jax.vmap(one)(view.params["blocks"], stream[:-1], stream[1:])
+
+
 @once
 def alone(view: View) -> Alone:
-    """They cost a forward pass of either model, but for what the stream tells of the trained one: half of few
-    sequences is looked at."""
-    at_bn, S = read_positions(view), looked_at(view.targets_BS.shape[1])
+    """It costs a forward pass of half of few sequences."""
+    at_bn = read_positions(view)
 
-    def one(trained_l, degraded_l, edit_l, x_bSD, end_bSD) -> Alone:
-        _, trained, _ = block(trained_l, x_bSD, view.shape)
-        new_end_bSD, degraded, _ = block(degraded_l, x_bSD, view.shape, edit_l)
-        added = _updates(trained, end_bSD)
-        updates = geometry(added, _updates(degraded, new_end_bSD))
-        mid, end, new_mid = (
-            jnp.take_along_axis(x, at_bn[..., None], axis=1)
-            for x in (trained["mid"], end_bSD, degraded["mid"])
-        )
-        new_end, _ = behind_mlp(degraded_l, mid, view.shape, edit_l)
-        energy = jnp.sum(added * added, axis=-1)
-        return Alone(updates, energy, jnp.stack([mid, end]), jnp.stack([new_mid, new_end]))
+    def one(degraded_l, edit_l, x_bSD, added, before) -> Alone:
+        end_bSD, inner, _ = block(degraded_l, x_bSD, view.shape, edit_l)
+        updates, energy = geometry(added, _updates(inner, end_bSD)), jnp.sum(added * added, axis=-1)
+        mid = jnp.take_along_axis(inner["mid"], at_bn[..., None], axis=1)
+        end, _ = behind_mlp(degraded_l, before[0], view.shape, edit_l)
+        return Alone(updates, energy, before, jnp.stack([mid, end]))
 
-    blocks, stream = (view.params["blocks"], view.degraded["blocks"]), view.stream[:, ::EVERY, :S]
-    # All layers at once: a loop over them would be of products too small to be worth their calls.
-    return jax.vmap(one)(*blocks, view.edit.per_layer(), stream[:-1], stream[1:])
+    blocks, entering = (view.degraded["blocks"], view.edit.per_layer()), entering_some(view)[:-1]
+    return jax.vmap(one)(*blocks, entering, *view.of_full(trained_alone))
 
 
 def by_layer(field: str) -> Callable[[View], tuple[Array, Array]]:
@@ -148,6 +158,7 @@ METRICS = (
         places=parts_of_layers,
         relative=True,
         streams=True,
+        full=(trained_alone,),
         version=4,
     ),
     SequenceMetric(
@@ -160,6 +171,7 @@ METRICS = (
         places=parts_of_layers,
         relative=True,
         streams=True,
+        full=(trained_alone,),
         version=4,
     ),
 )

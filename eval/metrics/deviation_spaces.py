@@ -128,9 +128,10 @@ def normed(params: Params, x: Array, shape: Shape) -> Array:
     return normalize(x, norm.get("scale"), norm.get("bias"), shape.norm_eps)
 
 
-def _vectors(params: Params, x_BnD: Array, z_BnV: Array, shape: Shape) -> tuple[Array, ...]:
-    """The final state in each of VECTORS."""
+def in_spaces(params: Params, x_BnD: Array, shape: Shape) -> tuple[Array, ...]:
+    """A final state in each of VECTORS."""
     without = {name: leaf for name, leaf in params.items() if name != "final_norm"}
+    z_BnV = unembed(params, x_BnD, shape)
     centred_BnV = z_BnV - z_BnV.mean(axis=-1, keepdims=True)
     return x_BnD, normed(params, x_BnD, shape), unembed(without, x_BnD, shape), z_BnV, centred_BnV
 
@@ -148,18 +149,15 @@ def noise_key(view: View) -> Array:
 
 
 def compare(
-    models: tuple[Params, Params], states: tuple[Array, Array], key: Array, shape: Shape,
+    models: tuple[Params, Params], vectors: tuple[Array, ...], changed_x: Array, key: Array, shape: Shape,
     temperatures: tuple[float, ...] = TEMPERATURES,
 ) -> Comparison:  # fmt: skip
-    """States [B, n, D], undegraded and changed, each read by the final norm and the unembedding of its own of two
-    models.  Noise acts before the undegraded ones."""
-    (params, degraded), (x, changed_x) = models, states
-    z, changed_z = unembed(params, x, shape), unembed(degraded, changed_x, shape)
-    noisy_x = noisy(x, changed_x, key)
-    noisy_z = unembed(params, noisy_x, shape)
-    vectors = _vectors(params, x, z, shape)
-    moved = _vectors(degraded, changed_x, changed_z, shape)
-    under_noise = _vectors(params, noisy_x, noisy_z, shape)
+    """A changed state [B, n, D] against the undegraded one as `in_spaces` tells it, each read by the final norm and
+    the unembedding of its own of two models.  Noise acts before the undegraded ones."""
+    params, degraded = models
+    moved = in_spaces(degraded, changed_x, shape)
+    under_noise = in_spaces(params, noisy(vectors[0], changed_x, key), shape)
+    z, changed_z, noisy_z = (of[VECTORS.index("logit")] for of in (vectors, moved, under_noise))
 
     def at(temperature: Array) -> tuple:
         p, q, noisy_p = (jax.nn.softmax(logits / temperature, axis=-1) for logits in (z, changed_z, noisy_z))
@@ -187,8 +185,13 @@ def _places(vectors: tuple[Array, ...], changed: tuple[Array, ...], of_p: Geomet
     return jax.tree.map(lambda of_p_TBn, *rest: jnp.stack([*rest, *of_p_TBn]), of_p, *each)
 
 
+def final_state(view: View) -> tuple[Array, ...]:
+    """That of the undegraded model at the sampled tokens, `in_spaces`."""
+    return in_spaces(view.params, at_sampled(view.full_x_BSD), view.shape)
+
+
 @once
 def comparison(view: View) -> Comparison:
     """Of the final states at the sampled tokens."""
-    states = at_sampled(view.full_x_BSD), at_sampled(view.x_BSD)
-    return compare((view.params, view.degraded), states, noise_key(view), view.shape)
+    models, changed_BnD = (view.params, view.degraded), at_sampled(view.x_BSD)
+    return compare(models, view.of_full(final_state), changed_BnD, noise_key(view), view.shape)

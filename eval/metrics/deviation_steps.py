@@ -14,7 +14,7 @@ from wane.eval.metrics.continuation import MODELS, OCTAVES, begun, by_octave, mo
 from wane.eval.metrics.contract import Place, SequenceMetric
 from wane.eval.metrics.crossing import COMBINATIONS, crossed_states
 from wane.eval.metrics.deviation_quantities import QUANTITIES, Quantity
-from wane.eval.metrics.deviation_spaces import ROUGH, Comparison, compare, noise_key
+from wane.eval.metrics.deviation_spaces import ROUGH, Comparison, compare, in_spaces, noise_key
 from wane.eval.metrics.once import once
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
@@ -49,7 +49,8 @@ def compared(view: View) -> Comparison:
     pairs = [(dense, states(view, "degraded", text)) for text in TEXTS.values()]
     before, after = (jnp.concatenate(x) for x in zip(*pairs, strict=True))
     models = tuple(model_of(view, name)[0] for name in MODELS)
-    return compare(models, (before, after), noise_key(view), view.shape, TEMPERATURES)
+    vectors = in_spaces(models[0], before, view.shape)
+    return compare(models, vectors, after, noise_key(view), view.shape, TEMPERATURES)
 
 
 def told(value_PNC: Array) -> tuple[Array, Array]:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from wane.eval.metrics.contract import Place, Statistic, Sums, Weights
-from wane.eval.metrics.deviation_layers import EVERY, alone
+from wane.eval.metrics.deviation_layers import EVERY, alone, trained_alone
 from wane.eval.metrics.deviation_quantities import QUANTITIES, Quantity
-from wane.eval.metrics.deviation_spaces import compare, noise_key
+from wane.eval.metrics.deviation_spaces import compare, in_spaces, noise_key
 from wane.eval.metrics.view import View
 from wane.scaling.shape import Shape
 
@@ -36,13 +36,25 @@ def at_sublayers(parts: tuple[str, ...]) -> Callable[[Shape], tuple[Place, ...]]
     return places
 
 
+def sublayer_by_sublayer(x: Array) -> Array:
+    """[L, 2, b, n, D] as [2 L, b n, D]."""
+    return x.reshape(len(x) * len(SUBLAYERS), -1, x.shape[-1])
+
+
+def undegraded(view: View) -> tuple[Array, ...]:
+    """The stream behind each trained sublayer, `in_spaces`."""
+    _, before = view.of_full(trained_alone)
+    return in_spaces(view.params, sublayer_by_sublayer(before), view.shape)
+
+
 def sublayer_sums(view: View) -> Sums:
     """Number of tokens, and sums over them of every quantity, [P, 2 L]."""
     found = alone(view)
-    D, n = found.before.shape[-1], found.before.shape[-2]
-    states = tuple(x.reshape(len(x) * len(SUBLAYERS), -1, D) for x in (found.before, found.after))
+    n = found.before.shape[-2]
+    after = sublayer_by_sublayer(found.after)
     weight_N = jnp.repeat(view.batch.counted_B[::EVERY], n)
-    told = compare((view.params, view.params), states, noise_key(view), view.shape, TEMPERATURES)
+    models, vectors = (view.params, view.params), view.of_full(undegraded)
+    told = compare(models, vectors, after, noise_key(view), view.shape, TEMPERATURES)
     sums = {q.name: q.read(told) @ weight_N for q in QUANTITIES}
     return sums | {"n": weight_N.sum()}
 
@@ -63,6 +75,7 @@ def of_sublayers(quantity: Quantity) -> Statistic:
         places=at_sublayers(tuple(place.part for place in quantity.places(TEMPERATURES))),
         relative=True,
         streams=True,
+        full=(trained_alone, undegraded),
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -10,7 +11,7 @@ from wane.eval.metrics.contract import SequenceMetric, per_sequence
 from wane.eval.metrics.floor import most_frequent, unigram_loss
 from wane.eval.metrics.largest import choice, is_largest
 from wane.eval.metrics.once import once
-from wane.eval.metrics.view import View
+from wane.eval.metrics.view import View, full_logits
 from wane.scaling.shape import Shape
 from wane.train.data import Task
 
@@ -28,9 +29,19 @@ def loss_per_byte(view: View) -> tuple[Array, Array]:
     return jnp.where(has_bytes, view.nll_BS.sum(axis=1), 0.0), view.bytes_BS.sum(axis=1).astype(jnp.float32)
 
 
+def full_choice(view: View) -> Array:
+    """The undegraded model's most likely prediction, [B, S]."""
+    return choice(view.full_BSV)
+
+
+def full_norm(view: View) -> Array:
+    """The logarithm of what the undegraded model's probabilities are divided by, [B, S]."""
+    return jax.nn.logsumexp(view.full_BSV, axis=-1)
+
+
 def same_choice(view: View) -> Array:
     """Whether a token's most likely prediction is that of the undegraded model, bool [B, S]."""
-    return is_largest(view.logits_BSV, choice(view.full_BSV))
+    return is_largest(view.logits_BSV, view.of_full(full_choice))
 
 
 def top1_agreement(view: View) -> tuple[Array, Array]:
@@ -41,7 +52,9 @@ def top1_agreement(view: View) -> tuple[Array, Array]:
 def divergence(view: View) -> Array:
     """KL(undegraded || degraded) of every token's prediction in nats [B, S]."""
     # One sum over the vocabulary and the sequence would run at half the speed on a CPU.
-    return lax.optimization_barrier(deviation.kl(view.full_BSV, view.logits_BSV, 1.0))
+    return lax.optimization_barrier(
+        deviation.kl_of_known(view.full_BSV, view.logits_BSV, view.of_full(full_norm))
+    )
 
 
 def kl(view: View) -> tuple[Array, Array]:
@@ -97,6 +110,7 @@ METRICS = (
         better="higher",
         measure=top1_agreement,
         relative=True,
+        full=(full_logits, full_choice),
     ),
     SequenceMetric(
         usual=True,
@@ -106,6 +120,7 @@ METRICS = (
         better="lower",
         measure=kl,
         relative=True,
+        full=(full_logits, full_norm),
     ),
     SequenceMetric(
         usual=True,

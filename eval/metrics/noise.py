@@ -17,7 +17,14 @@ from jax import Array
 
 from wane.eval.metrics.contract import Place, Statistic, Weights, layers
 from wane.eval.metrics.deviation import Geometry
-from wane.eval.metrics.deviation_layers import PARTS, alone, entering, parts_of_layers, some_entering
+from wane.eval.metrics.deviation_layers import (
+    PARTS,
+    alone,
+    entering,
+    parts_of_layers,
+    some_entering,
+    trained_alone,
+)
 from wane.eval.metrics.deviation_spaces import at_sampled, sample
 from wane.eval.metrics.few import EVERY
 from wane.eval.metrics.structure import share_of
@@ -75,6 +82,7 @@ METRICS = (
         places=parts_and_mean,
         relative=True,
         streams=True,
+        full=(trained_alone,),
     ),
     Statistic(
         name="layer_noise_to_signal",

@@ -23,11 +23,12 @@ from wane.eval.metrics.contract import Place, SequenceMetric
 from wane.eval.metrics.deviation import cosine, kl
 from wane.eval.metrics.largest import choice
 from wane.eval.metrics.ranks import SOME
-from wane.eval.metrics.view import View
+from wane.eval.metrics.view import View, full_logits
 from wane.scaling.shape import Shape
 
 # Centred: less their mean over the same tokens, which softmax does not see and which brings cosines near 1.
 SPACES = ("logit", "centred logit", "probability")
+READ = full_logits, loss.full_choice, loss.full_norm  # of the undegraded model
 Measure = Callable[[View], tuple[Array, Array]]
 
 
@@ -85,16 +86,22 @@ def spaces(shape: Shape) -> tuple[Place, ...]:
 
 
 def beside(
-    name: str, of_pair: Callable[[Pair], Array], full: Callable[[View], Array], meaning: str, **about: Any
+    name: str, of_pair: Callable[[Pair], Array], of_all: Callable[[View], Array], meaning: str, **about: Any
 ) -> tuple[SequenceMetric, ...]:
-    """The metric over an answer's options, and `full`, the same over the full vocabulary."""
+    """The metric over an answer's options, and `of_all`, the same over the full vocabulary."""
     told = {
         name: (lambda view: of_pair(over_options(view)), f"{meaning}; one sequence of four"),
-        f"{name}_full": (full, f"{name}, over the full vocabulary at the same tokens"),
+        f"{name}_full": (of_all, f"{name}, over the full vocabulary at the same tokens"),
     }
     return tuple(
         SequenceMetric(
-            name=each, meaning=said, measure=at_answers(of_tokens), relative=True, version=2, **about
+            name=each,
+            meaning=said,
+            measure=at_answers(of_tokens),
+            relative=True,
+            full=READ,
+            version=2,
+            **about,
         )
         for each, (of_tokens, said) in told.items()
     )

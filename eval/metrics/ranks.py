@@ -8,8 +8,8 @@ from jax import Array, lax
 from wane.eval.metrics.answers import has_values
 from wane.eval.metrics.continuation import OCTAVES, by_octave, halves
 from wane.eval.metrics.contract import Place, SequenceMetric, TokenMetric, per_sequence
-from wane.eval.metrics.loss import same_choice
-from wane.eval.metrics.view import View
+from wane.eval.metrics.loss import full_choice, same_choice
+from wane.eval.metrics.view import View, full_logits
 from wane.scaling.shape import Shape
 
 SOME = 4
@@ -84,5 +84,6 @@ METRICS = (
         measure=argmax_kept,
         places=steps,
         relative=True,
+        full=(full_logits, full_choice),
     ),
 )

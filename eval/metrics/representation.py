@@ -12,6 +12,7 @@ from wane.eval.metrics.deviation_spaces import (
     TEMPERATURES,
     at_sampled,
     comparison,
+    final_state,
     normed,
     scattered,
     summed,
@@ -35,6 +36,7 @@ def of_final_state(quantity: Quantity) -> SequenceMetric:
         measure=lambda view: summed(quantity.read(comparison(view)), length=view.targets_BS.shape[1]),
         places=lambda shape: quantity.places(TEMPERATURES),
         relative=True,
+        full=(final_state,),
         version=3,
     )
 
@@ -98,6 +100,7 @@ METRICS = (
         measure=cosine_of_tokens,
         by="position",
         relative=True,
+        full=(final_state,),
         version=3,
     ),
     TokenMetric(
@@ -108,6 +111,7 @@ METRICS = (
         measure=kl_of_tokens,
         by="position",
         relative=True,
+        full=(final_state,),
         version=3,
     ),
     *deviation_layers.METRICS,

@@ -80,12 +80,13 @@ def own_ngrams(view: View) -> Ngrams:
 
 
 class Read(NamedTuple):
-    """What is read of the full model, at `place_Bs`: its logits [B, s, V], and what each of MIXTURES adds,
-    [.., V]."""
+    """What is read of the full model, at `place_Bs`: its logits [B, s, V], what each of MIXTURES adds [.., V], and
+    the most likely tokens [B, s, KEPT or V - 1]."""
 
     place_Bs: Array
     full_BsV: Array
     others: tuple[Array, Array, Array]
+    top_BsK: Array
 
 
 def read(view: View) -> Read:
@@ -97,7 +98,8 @@ def read(view: View) -> Read:
     row_Bs = current(jnp.take_along_axis(view.batch.tokens_BT, place_Bs, axis=1), V)
     unigram_V = ngrams.total_CV.sum(axis=0) / ngrams.count_C.sum()
     bigram_BsV = ngrams.total_CV[row_Bs] / ngrams.count_C[row_Bs][..., None]
-    return Read(place_Bs, full_BsV, (jnp.full(V, 1 / V), unigram_V, bigram_BsV))
+    others = jnp.full(V, 1 / V), unigram_V, bigram_BsV
+    return Read(place_Bs, full_BsV, others, lax.top_k(full_BsV, min(KEPT, V - 1))[1])
 
 
 def summed(value_Bs: Array, view: View) -> Array:
@@ -117,7 +119,7 @@ class Coarser(NamedTuple):
 
 
 def own_coarser(view: View) -> Coarser:
-    place_Bs, full_BsV, others = read(view)
+    place_Bs, full_BsV, others, _ = view.of_full(read)
     log_p_BsV = jax.nn.log_softmax(full_BsV, axis=-1)
     p_BsV = jnp.exp(log_p_BsV)
 
@@ -140,7 +142,7 @@ def own_coarser(view: View) -> Coarser:
 
 def coarsened(view: View) -> dict[str, Array]:
     """Sums over tokens: their number, KL(p || degraded), and for each family KL(q || degraded) of each q."""
-    place_Bs, full_BsV, others = read(view)
+    place_Bs, full_BsV, others, top_BsK = view.of_full(read)
     degraded_BsV = jnp.take_along_axis(view.logits_BSV, place_Bs[..., None], axis=1)
     delta_BsV = deviation.log_ratio(full_BsV, degraded_BsV, 1.0)
     kl, known = summed(deviation.kl(full_BsV, degraded_BsV, 1.0), view), view.known[own_coarser]
@@ -155,19 +157,18 @@ def coarsened(view: View) -> dict[str, Array]:
     for i, family in enumerate(MIXTURES):
         moved = summed((others[i] * delta_BsV).sum(axis=-1), view)
         sums[family] = own.mixed_AF[:, i] + (1 - SHARES) * kl - SHARES * moved
-    truncation_KBs = of_truncation(full_BsV, degraded_BsV)
+    truncation_KBs = of_truncation(full_BsV, degraded_BsV, top_BsK)
     sums["truncation"] = jnp.stack([summed(kl_Bs, view) for kl_Bs in truncation_KBs])
     return sums | {"kl": kl, "count": count}
 
 
-def of_truncation(full_BsV: Array, degraded_BsV: Array) -> Array:
-    """KL(q || d) of what keeps the k most likely tokens, the rest shared evenly [KEPT or V - 1, B, s]: sums over
-    the kept tokens and one over all others, no distribution is written out."""
+def of_truncation(full_BsV: Array, degraded_BsV: Array, top_BsK: Array) -> Array:
+    """KL(q || d) of what keeps the k most likely tokens, the rest shared evenly [K, B, s]: sums over the kept
+    tokens and one over all others, no distribution is written out."""
     log_p_BsV, log_d_BsV = (jax.nn.log_softmax(logits, axis=-1) for logits in (full_BsV, degraded_BsV))
     V = log_p_BsV.shape[-1]
-    kept_K = np.arange(1, min(KEPT, V - 1) + 1)
-    top, index = lax.top_k(log_p_BsV, len(kept_K))
-    top_d = jnp.take_along_axis(log_d_BsV, index, axis=-1)
+    kept_K = np.arange(1, top_BsK.shape[-1] + 1)
+    top, top_d = (jnp.take_along_axis(of, top_BsK, axis=-1) for of in (log_p_BsV, log_d_BsV))
     inside = jnp.cumsum(jnp.exp(top) * (top - top_d), axis=-1)
     rest = jnp.maximum(1 - jnp.cumsum(jnp.exp(top), axis=-1), 0)
     mean_d = (log_d_BsV.sum(axis=-1, keepdims=True) - jnp.cumsum(top_d, axis=-1)) / (V - kept_K)
@@ -231,6 +232,7 @@ def _explained(name: str, by: str, *families: str) -> Statistic:
         gather=coarsened,
         count=itemgetter("count"),
         known=(own_ngrams, own_coarser),
+        full=(read,),
         values=explained_by(*families),
         version=4,
     )
@@ -252,6 +254,7 @@ METRICS = (
         gather=coarsened,
         count=itemgetter("count"),
         known=(own_ngrams, own_coarser),
+        full=(read,),
         values=best_temperature,
         version=4,
     ),

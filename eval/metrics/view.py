@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -11,6 +11,8 @@ from jax import Array
 from wane.scaling.edit import Edit, Params
 from wane.scaling.model import nll_of_logits, unembed
 from wane.scaling.shape import Shape
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -39,8 +41,9 @@ class View:
     degraded blocks' intermediates, by the function that reads it (`Metric.inside`), [L, ...].  stream: the
     undegraded residual stream that enters every block and, last, that behind all of them [L + 1, B, S, D]; only the
     last where no metric reads the others, None where none reads any.  params, degraded: the trained parameters and
-    those under the edit.  known: sums over all batches that metrics read of the undegraded model, by the function
-    that gathers them (`Metric.known`)."""
+    those under the edit.  full: what metrics read of the undegraded model on this batch, by the function that tells
+    it (`Metric.full`), where it was kept from point to point.  known: sums over all batches that metrics read of
+    the undegraded model, by the function that gathers them (`Metric.known`)."""
 
     shape: Shape
     params: Params
@@ -50,6 +53,7 @@ class View:
     x_BSD: Array
     stream: Array | None
     inside: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
+    full: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
     known: Mapping[Callable, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -78,7 +82,11 @@ class View:
     @cached_property
     def full_BSV(self) -> Array:
         """Logits of the undegraded model on the same tokens."""
-        return unembed(self.params, self.full_x_BSD, self.shape)
+        return self.of_full(full_logits)
+
+    def of_full(self, f: Callable[["View"], T]) -> T:
+        """f(view), of a function that reads nothing but the undegraded model (`Metric.full`)."""
+        return self.full[f] if f in self.full else f(self)
 
     @cached_property
     def nll_BS(self) -> Array:
@@ -88,3 +96,8 @@ class View:
     def weight_BS(self) -> Array:
         """f32: 1 for every token, 0 for those of a sequence that only fills the last batch."""
         return jnp.broadcast_to(self.batch.counted_B[:, None], self.targets_BS.shape)
+
+
+def full_logits(view: View) -> Array:
+    """Of the undegraded model, [B, S, V]."""
+    return unembed(view.params, view.full_x_BSD, view.shape)

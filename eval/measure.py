@@ -18,7 +18,7 @@ from wane.scaling.shape import Shape
 from wane.train.data import EvalSet
 
 T = TypeVar("T")
-ROOM = 2**28  # bytes that one thing that is read of the undegraded model's batches may take
+ROOM = 2**29  # bytes that one thing that is read of the undegraded model's batches may take
 KINDS = (SequenceMetric, PerToken, Statistic)
 
 

@@ -39,7 +39,9 @@ def view_of(logits, full, targets, options):
     batch = SimpleNamespace(options_BSO=jnp.asarray(options), values_B2=jnp.ones((len(logits), 2), int))
     scored = jnp.asarray(rng.random(targets.shape) < 0.7)
     named = {"logits_BSV": logits, "full_BSV": full, "targets_BS": targets, "scored_BS": scored}
-    return SimpleNamespace(batch=batch, **{name: jnp.asarray(a) for name, a in named.items()})
+    view = SimpleNamespace(batch=batch, **{name: jnp.asarray(a) for name, a in named.items()})
+    view.of_full = lambda f: f(view)
+    return view
 
 
 def test_options_are_averaged_over_those_that_there_are():

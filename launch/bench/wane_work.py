@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wane.eval.measure import Batches
+from wane.eval.measure import Batches, OfTrained
 from wane.eval.sweep import Engine, Program, engine, measuring_from, plain, streams
 from wane.launch.bench.peers import Run, Work
 from wane.launch.environment import prepare, resolve
@@ -249,7 +249,7 @@ def partial(**setting: Any) -> Work:
 
     def head_alone() -> Any:
         last = np.int32(shape.n_layers)
-        return head(bench.params, untouched, bench.batches, bench.stream, (), last, last)
+        return head(bench.params, untouched, bench.batches, bench.stream, OfTrained(), last, last)
 
     runs = {"plain": bench.plain, "head": head_alone, "sensitivity": sensitivity, "exits": all_exits}
     return Work({name: repeated(run) for name, run in runs.items()})

@@ -108,21 +108,20 @@ def of_trained(
 ) -> OfTrained:
     """stream: the undegraded one [L + 1, n, B, S, D], or only the last of it [1, ..]; None where no metric compares
     with it."""
-    by_batch = None if stream is None else jnp.moveaxis(stream, 1, 0)
+    items = batches, jnp.arange(len(batches.tokens))
     sums: dict[Callable[[View], Any], Sums] = {}
     kept: dict[Callable[[View], Any], Any] = {}
 
-    def told(f: Callable[[View], T], item: tuple[Batches, Array | None, list]) -> T:
-        batch, stream, of_kept = item
-        x_BSD = None if stream is None else stream[-1]
-        model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": x_BSD, "stream": stream}
-        full = dict(zip(kept, of_kept, strict=True))
-        return f(View(shape=shape, batch=Batch(*batch), full=full, known=sums, **model))
+    def told(f: Callable[[View], T], item: tuple[Batches, Array]) -> T:
+        batch, index = item
+        entering = None if stream is None else stream[:, index]
+        x_BSD = None if stream is None else entering[-1]
+        model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": x_BSD, "stream": entering}
+        return f(View(shape=shape, batch=Batch(*batch), full=of_one(kept, index), known=sums, **model))
 
     for gather in gathers(metrics, of_trained=True):
-        sums[gather] = over_batches(functools.partial(told, gather), (batches, by_batch, []))
+        sums[gather] = over_batches(functools.partial(told, gather), items)
     for read in reads_of_full(metrics):
-        items = batches, by_batch, list(kept.values())
         each = functools.partial(lax.map, functools.partial(told, read), items)
         if sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(each))) <= ROOM:
             kept[read] = each()

@@ -14,7 +14,7 @@ abruptly asks for updates more than for tokens.  Norms on queries and keys, and 
 frequencies per head should tell positions within 128 tokens, not 10,000.  docs/learnability.md has the table, and
 what was tried.
 
-Cost: about an hour on 2 CPU cores, 8 to 15 minutes a member on one.
+Cost: about 90 minutes on 2 CPU cores.
 """
 
 from wane.eval.study import Degrade, Evaluation, Study

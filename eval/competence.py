@@ -50,8 +50,8 @@ def gate(rows: pd.DataFrame, by: list[str], *, score: float, share: float) -> pd
     a task is assessable when a `share` of the seeds passes.  rows: with WEAKEST and WEAKEST_SCORE, if levels were
     measured.
 
-    Columns: by, chance, ceiling and accuracy of all answers, score (means over seeds), weakest (the part that most
-    seeds are weakest in, "" where a task is one), passing, seeds, assessable.
+    Columns: by, chance, ceiling and accuracy of all answers, score (means over seeds), weakest (the part that the
+    seed of the lowest score is weakest in, "" where a task is one), passing, seeds, assessable.
     """
     rows = rows[(rows["ceiling"] - rows["chance"]) > 0]
     pooled = (rows["value"] - rows["chance"]) / (rows["ceiling"] - rows["chance"])
@@ -60,12 +60,12 @@ def gate(rows: pd.DataFrame, by: list[str], *, score: float, share: float) -> pd
     undivided = rows["task"].map(has_parts).map({True: POOLED, False: ""})
     weakest = known[WEAKEST].where(known[WEAKEST_SCORE].notna(), undivided)
     rows = rows.assign(score=normalised, passing=normalised >= score, **{WEAKEST: weakest})
-    found = rows.groupby(by).agg(
+    found = rows.sort_values("score", kind="stable").groupby(by).agg(
         chance=("chance", "mean"),
         ceiling=("ceiling", "mean"),
         accuracy=("value", "mean"),
         score=("score", "mean"),
-        weakest=(WEAKEST, lambda names: names.mode().iloc[0]),
+        weakest=(WEAKEST, "first"),
         passing=("passing", "sum"),
         seeds=("passing", "size"),
     )

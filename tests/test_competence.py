@@ -8,7 +8,7 @@ import pytest
 from report_rows import curves_of, point
 from test_sweep import SHAPE
 
-from wane.eval import summary
+from wane.eval import competence, summary
 from wane.eval.competence import POOLED, has_parts
 from wane.eval.learning import accuracies, learned, learned_in, learned_text
 from wane.eval.metrics import METRICS
@@ -136,3 +136,14 @@ def test_the_gate_along_training_names_the_part(tmp_path):
     bare = pd.read_csv(tmp_path / "numbers.csv").drop(columns=["weakest", "weakest_score"])
     bare.to_csv(tmp_path / "bare.csv", index=False)
     assert "triggered" not in learned_in(tmp_path / "bare.csv", SCORE, SHARE)
+
+
+def test_the_weakest_part_that_is_named_is_that_of_the_lowest_seed():
+    rows = pd.DataFrame(
+        {
+            "group": "w", "task": "M1", "chance": 0.0, "ceiling": 1.0, "value": 1.0,
+            competence.WEAKEST: ["1 hops", "2 hops"], competence.WEAKEST_SCORE: [0.99, 0.85],
+        }
+    )  # fmt: skip
+    (found,) = competence.gate(rows, ["task", "group"], score=0.9, share=0.8).to_dict("records")
+    assert (found["weakest"], found["score"], found["assessable"]) == ("2 hops", pytest.approx(0.92), False)

@@ -144,5 +144,8 @@ def test_the_committed_table_is_that_of_its_numbers():
     assert set(found["task"]) == set(study.data.shares)
     assert (found["seeds"] == len(study.seeds)).all()
     assert len(study.seeds) > 1
+    in_parts = {"L2", "L3", "M1", "M2", "R1", "X"}  # the gate is that of their weakest part
+    along = pd.read_csv(numbers)
+    assert set(along.loc[along["weakest_score"].notna(), "task"]) >= in_parts
     for shape, part in found.groupby("group"):
         assert set(part.loc[part["assessable"], "task"]) >= MUST_PASS, shape

@@ -60,14 +60,18 @@ def gate(rows: pd.DataFrame, by: list[str], *, score: float, share: float) -> pd
     undivided = rows["task"].map(has_parts).map({True: POOLED, False: ""})
     weakest = known[WEAKEST].where(known[WEAKEST_SCORE].notna(), undivided)
     rows = rows.assign(score=normalised, passing=normalised >= score, **{WEAKEST: weakest})
-    found = rows.sort_values("score", kind="stable").groupby(by).agg(
-        chance=("chance", "mean"),
-        ceiling=("ceiling", "mean"),
-        accuracy=("value", "mean"),
-        score=("score", "mean"),
-        weakest=(WEAKEST, "first"),
-        passing=("passing", "sum"),
-        seeds=("passing", "size"),
+    found = (
+        rows.sort_values("score", kind="stable")
+        .groupby(by)
+        .agg(
+            chance=("chance", "mean"),
+            ceiling=("ceiling", "mean"),
+            accuracy=("value", "mean"),
+            score=("score", "mean"),
+            weakest=(WEAKEST, "first"),
+            passing=("passing", "sum"),
+            seeds=("passing", "size"),
+        )
     )
     found["assessable"] = found["passing"] >= share * found["seeds"] - 1e-9  # 4 of 5 is 80 %, also in floats
     return found.reset_index()

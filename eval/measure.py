@@ -110,22 +110,27 @@ def of_trained(
     with it."""
     items = batches, jnp.arange(len(batches.tokens))
     sums: dict[Callable[[View], Any], Sums] = {}
-    kept: dict[Callable[[View], Any], Any] = {}
 
     def told(f: Callable[[View], T], item: tuple[Batches, Array]) -> T:
         batch, index = item
         entering = None if stream is None else stream[:, index]
         x_BSD = None if stream is None else entering[-1]
         model = {"params": params, "degraded": params, "edit": Edit(), "x_BSD": x_BSD, "stream": entering}
-        return f(View(shape=shape, batch=Batch(*batch), full=of_one(kept, index), known=sums, **model))
+        return f(View(shape=shape, batch=Batch(*batch), known=sums, **model))
 
     for gather in gathers(metrics, of_trained=True):
         sums[gather] = over_batches(functools.partial(told, gather), items)
-    for read in reads_of_full(metrics):
-        each = functools.partial(lax.map, functools.partial(told, read), items)
-        if sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(jax.eval_shape(each))) <= ROOM:
-            kept[read] = each()
-    return OfTrained(list(sums.values()), [kept.get(read) for read in reads_of_full(metrics)])
+    reads = [functools.partial(told, read) for read in reads_of_full(metrics)]
+    first = jax.tree.map(lambda a: a[0], items)
+    size = [len(items[1]) * bytes_of(jax.eval_shape(read, first)) for read in reads]
+    fits = [read for read, bytes_ in zip(reads, size, strict=True) if bytes_ <= ROOM]
+    # In one loop: what one reads of another is found once.
+    kept = iter(lax.map(lambda item: [read(item) for read in fits], items) if fits else [])
+    return OfTrained(list(sums.values()), [next(kept) if read in fits else None for read in reads])
+
+
+def bytes_of(arrays: Any) -> int:
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(arrays))
 
 
 def over_batches(of_batch: Callable[[Any], Sums], items: Any) -> Sums:

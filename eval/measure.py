@@ -122,11 +122,13 @@ def of_trained(
         sums[gather] = over_batches(functools.partial(told, gather), items)
     reads = [functools.partial(told, read) for read in reads_of_full(metrics)]
     first = jax.tree.map(lambda a: a[0], items)
-    size = [len(items[1]) * bytes_of(jax.eval_shape(read, first)) for read in reads]
-    fits = [read for read, bytes_ in zip(reads, size, strict=True) if bytes_ <= ROOM]
+    fits = [len(items[1]) * bytes_of(jax.eval_shape(read, first)) <= ROOM for read in reads]
+
+    def kept(item: tuple[Batches, Array]) -> list:
+        return [read(item) if fit else None for read, fit in zip(reads, fits, strict=True)]
+
     # In one loop: what one reads of another is found once.
-    kept = iter(lax.map(lambda item: [read(item) for read in fits], items) if fits else [])
-    return OfTrained(list(sums.values()), [next(kept) if read in fits else None for read in reads])
+    return OfTrained(list(sums.values()), lax.map(kept, items))
 
 
 def bytes_of(arrays: Any) -> int:

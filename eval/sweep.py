@@ -228,7 +228,7 @@ def plain(shape: Shape, metrics: tuple[str, ...], precision: str) -> Program:
             seen = forward(shape, metrics, params, Edit(), batch)
             return seen | {"stream": seen["x_BSD"][None]}
 
-        return measure(shape, metrics, params, Edit(), run, batches, OfTrained())
+        return measure(shape, metrics, params, Edit(), run, batches, NOTHING)
 
     return Program(program, precision)
 

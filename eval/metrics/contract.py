@@ -80,7 +80,7 @@ class Metric:
     undegraded model on the whole evaluation set: for each of these functions f, f(view) of every batch, of which
     there are `view.full_BSV` and the tokens, added up once for all points, is view.known[f]; one may read those
     before it.  full: what it reads of the undegraded model batch by batch: for each of these functions f, which
-    read nothing else and may read those before them, view.of_full(f) is f(view), found once for all points where
+    read nothing else but one another, view.of_full(f) is f(view), found once for all points where
     there is room for it.  With known or full it must say relative=True.  free_running: lets the model go on by
     itself, token by token, which a corruption of whole input sequences does not allow.  usual: measured where a
     study names no metrics.  bounds: its chance and ceiling on a task, either None where nobody knows it; none: it
